@@ -1,0 +1,51 @@
+"""diffsynth: checkpoint files in, images out.
+
+The public names are imported when they are first used, so that ``import diffsynth`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffsynth.core.checkpoint import open_checkpoint
+    from diffsynth.errors import DiffSynthError
+    from diffsynth.hub.download import download_models
+    from diffsynth.manager import ModelManager
+    from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
+    from diffsynth.pipelines.recipe import save_image
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiffSynthError",
+    "HunyuanDiTImagePipeline",
+    "ModelManager",
+    "__version__",
+    "download_models",
+    "open_checkpoint",
+    "save_image",
+]
+
+_HOMES = {
+    "DiffSynthError": "diffsynth.errors",
+    "HunyuanDiTImagePipeline": "diffsynth.pipelines.hunyuan_dit.pipeline",
+    "ModelManager": "diffsynth.manager",
+    "download_models": "diffsynth.hub.download",
+    "open_checkpoint": "diffsynth.core.checkpoint",
+    "save_image": "diffsynth.pipelines.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

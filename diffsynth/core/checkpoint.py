@@ -1,0 +1,177 @@
+"""Checkpoint files: the header at once, tensors on demand.
+
+Whatever the format, a file is first reduced to a table of where its tensors lie (``formats``), and tensors are
+then views of the mapped file. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from diffsynth.core.formats.content import file_status
+from diffsynth.core.formats.reader import BytesReader
+from diffsynth.core.formats.shards import check_index, find_in_folder, merge, read_index
+from diffsynth.core.formats.single import read_file, read_tensors
+from diffsynth.core.formats.table import Table
+from diffsynth.errors import CorruptCheckpoint, NotACheckpoint, printable
+from diffsynth.types import Header, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of one or more files, by name; ``open_checkpoint`` makes it.
+
+    Looking up a key reads that tensor: a view of a private mapping, so that writing into it does not change the
+    file. Two checkpoints are equal only if they are the same object.
+
+    Attributes:
+        path: what the user named: a file, a folder, or the first of several files.
+        files: the files that hold tensors.
+        header: key → shape and dtype; read-only.
+        metadata: text that safetensors files carry beside their tensors.
+        format: "safetensors", "torch zip" or "torch legacy"; with ", N shards" for several files.
+        wrapper: the names of the dicts the tensors were found under, joined by dots; or empty.
+        nbytes: bytes of all files.
+    """
+
+    def __init__(self, path: Path, tables: Sequence[Table], *, mmap: bool = True) -> None:
+        self.path = path
+        self.files = tuple(table.stamp.path for table in tables)
+        formats = " and ".join(sorted({table.format for table in tables}))
+        self.format = formats if len(tables) == 1 else f"{formats}, {len(tables)} shards"
+        self.wrapper = ", ".join(sorted({table.wrapper for table in tables} - {""}))
+        self.nbytes = sum(table.stamp.size for table in tables)
+        self.metadata: Mapping[str, str] = MappingProxyType(
+            {name: text for table in tables for name, text in table.metadata.items()}
+        )
+        self._readers = {table.stamp.path: BytesReader(table.stamp, mapped=mmap) for table in tables}
+        self._records, doubles = merge(tables)
+        self.header: Header = MappingProxyType(
+            {key: TensorSpec(record.shape, record.dtype) for key, record in self._records.items()}
+        )
+        for key, kept, double in doubles:
+            same_kind = (kept.shape, kept.dtype) == (double.shape, double.dtype)
+            if not same_kind or not _same_bits(*(self._readers[each.file].read(each) for each in (kept, double))):
+                problem = (
+                    f"{printable(key, 120)} lies in {kept.file.name} and, with another content, in {double.file.name}"
+                )
+                raise CorruptCheckpoint(path, problem, "Name only files that belong together.")
+
+    def __getitem__(self, key: str) -> Tensor:
+        record = self._records[key]
+        return self._readers[record.file].read(record)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._records
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({printable(self.path, 200)}, {self.format}, {len(self)} tensors)"
+
+    def forget(self, key: str) -> None:
+        """Give back the memory of a tensor's pages; if it is looked at again, it is read from the file again.
+
+        What was written into the tensor is lost. Does nothing if the file is not mapped.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        record = self._records[key]
+        self._readers[record.file].forget(record)
+
+    def check_unchanged(self) -> None:
+        """Raise if a file is no longer the one that was opened.
+
+        A mapped file that was written to has changed tensors that were handed out before; one that was cut
+        stops the program when they are touched. So look before they are used, and again afterwards.
+
+        Raises:
+            CorruptCheckpoint: size, time of change or inode of a file differ.
+            NotACheckpoint: a file is gone.
+        """
+        for reader in self._readers.values():
+            reader.check_unchanged()
+
+    def nonfinite(self) -> dict[str, int]:
+        """Count the values that are NaN or infinite, for each tensor that has any.
+
+        Reads every tensor, one at a time, and forgets it again.
+        """
+        counts: dict[str, int] = {}
+        for key, spec in self.header.items():
+            if not (spec.dtype.is_floating_point or spec.dtype.is_complex):
+                continue
+            values = self[key].float() if spec.dtype.itemsize == 1 else self[key]
+            count = spec.numel - int(torch.isfinite(values).sum())
+            if count:
+                counts[key] = count
+            del values
+            self.forget(key)
+        return counts
+
+
+def open_checkpoint(path: str | PathLike[str] | Sequence[str | PathLike[str]], *, mmap: bool = True) -> Checkpoint:
+    """Open a checkpoint and read its header, but no tensor.
+
+    Args:
+        path: a safetensors file, a file of ``torch.save``, an index of shards, a folder that holds one of these,
+            or several files whose tensors belong together. What a file is, its content decides, not its name.
+        mmap: map the files into memory; otherwise read each tensor when it is asked for, which is safer on
+            network disks.
+
+    Raises:
+        CheckpointError: one of its subclasses says what is wrong: ``NotACheckpoint``, ``CorruptCheckpoint``,
+            ``UnsafeCheckpoint``, ``UnsupportedCheckpoint``, ``MissingShard``.
+        ValueError: an empty list of paths.
+    """
+    if isinstance(path, (str, PathLike)):
+        named, tables = _resolve(path)
+    elif path:
+        found = [_resolve(each) for each in path]
+        named, tables = found[0][0], [table for _, each in found for table in each]
+    else:
+        raise ValueError("open_checkpoint needs at least one path")
+    checkpoint = Checkpoint(named, tables, mmap=mmap)
+    logger.debug("opened %r, found under %r", checkpoint, checkpoint.wrapper)
+    return checkpoint
+
+
+def _resolve(path: str | PathLike[str]) -> tuple[Path, list[Table]]:
+    """Return the path and the tables of all files that it stands for."""
+    text = os.fspath(path)
+    if not text:
+        raise NotACheckpoint("", "an empty path was given", "Give the path of a weight file or its folder.")
+    file_status(text)  # before Path drops a slash at the end
+    named = Path(text)
+    file = find_in_folder(named) if named.is_dir() else named
+    found = read_file(file)
+    if isinstance(found, Table):
+        return named, [found]
+    index = read_index(file, found)
+    tables = [read_tensors(shard) for shard in index.files]
+    check_index(index, tables)
+    return named, tables
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)))

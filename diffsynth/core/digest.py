@@ -1,0 +1,59 @@
+"""The sha256 of a file, remembered by its size and modification time so that it is computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from diffsynth.core.files import replacing
+
+
+def record_path() -> Path:
+    """Return where digests are remembered: ``$DIFFSYNTH_CACHE``, or the user's cache folder."""
+    base = os.environ.get("DIFFSYNTH_CACHE")
+    if base:
+        return Path(base) / "sha256.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffsynth" / "sha256.json"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hex; a file of the same size and time as before is not read again.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = path.resolve()
+    stat = path.stat()
+    stamp = [stat.st_size, stat.st_mtime_ns]
+    record = _load()
+    known = record.get(str(path))
+    if isinstance(known, dict) and known.get("stamp") == stamp:
+        return str(known["sha256"])
+    digest = _digest(path)
+    _remember(str(path), {"stamp": stamp, "sha256": digest})
+    return digest
+
+
+def _digest(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _load() -> dict[str, object]:
+    with suppress(OSError, ValueError):
+        record = json.loads(record_path().read_text("utf-8"))
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def _remember(key: str, entry: dict[str, object]) -> None:
+    """Add one entry to the record; a record that cannot be written only costs time later."""
+    with suppress(OSError), replacing(record_path()) as temporary:
+        temporary.write_text(json.dumps(_load() | {key: entry}, indent=1), "utf-8")

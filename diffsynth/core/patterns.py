@@ -1,0 +1,56 @@
+"""Key patterns such as ``blocks.{i}.mlp.fc1``: match a key, fill one in.
+
+A field ``{name}`` stands for a number. ``**`` at the end stands for whatever follows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class KeyPattern:
+    """A pattern for the keys of a state dict.
+
+    Args:
+        text: dotted names; ``{name}`` matches a number, a final ``**`` matches any rest.
+        suffixes: endings that may follow a match and are then reported, for example ``(".weight", ".bias")``.
+    """
+
+    def __init__(self, text: str, suffixes: tuple[str, ...] = ()) -> None:
+        self.text = text
+        self.fields: tuple[str, ...] = tuple(_FIELD.findall(text))
+        body = re.escape(text.removesuffix("**"))
+        body = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9][0-9]{0,8})", body)
+        rest = ".*" if text.endswith("**") else ""
+        ending = "(" + "|".join(re.escape(suffix) for suffix in suffixes) + ")?" if suffixes else "()"
+        self._regex = re.compile(body + rest + ending, re.DOTALL)
+
+    def match(self, key: str) -> tuple[dict[str, int], str] | None:
+        """Return the numbers of the fields and the suffix, or None if the key is another one."""
+        found = self._regex.fullmatch(key)
+        if found is None:
+            return None
+        return {name: int(value) for name, value in found.groupdict().items()}, found[len(found.groups())] or ""
+
+    def fill(self, fields: Mapping[str, int]) -> str:
+        """Return the key with numbers in the place of the fields."""
+        return _FIELD.sub(lambda field: str(fields[field[1]]), self.text)
+
+    def __repr__(self) -> str:
+        return f"KeyPattern({self.text!r})"
+
+
+@lru_cache(maxsize=4096)
+def key_pattern(text: str, suffixes: tuple[str, ...] = ()) -> KeyPattern:
+    """Return the pattern for ``text``, made once."""
+    return KeyPattern(text, suffixes)
+
+
+def fold_numbers(key: str) -> str:
+    """Replace the numbered parts of a key by ``{i}``, ``{j}``…: the pattern that a key suggests."""
+    names = iter("ijklmnopqrstuvwxyz")
+    return ".".join("{" + next(names) + "}" if part.isdecimal() else part for part in key.split("."))

@@ -1,0 +1,36 @@
+"""Where networks live: device names made into devices that exist."""
+
+from __future__ import annotations
+
+import torch
+
+from diffsynth.errors import InvalidRequest
+
+
+def best_device() -> torch.device:
+    """Return the accelerator of this machine, or the CPU if there is none."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return a device that can be used.
+
+    Args:
+        device: a name such as ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; None takes the best there is.
+
+    Raises:
+        InvalidRequest: there is no such device here.
+    """
+    if device is None:
+        return best_device()
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidRequest(
+            f"device {str(device)!r} cannot be used here ({reason}). This machine has {str(best_device())!r}; "
+            "with cuda wanted, install a torch that was built for it."
+        ) from error
+    return wanted

@@ -1,0 +1,182 @@
+"""The families there are, and which of them a file holds."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+from diffsynth.core.checkpoint import Checkpoint
+from diffsynth.core.convert import Converter
+from diffsynth.core.family import Layout, ModelFamily
+from diffsynth.core.signature import Match
+from diffsynth.errors import AmbiguousCheckpoint, InvalidRequest, UnknownCheckpoint, listed, printable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Identified:
+    """One network found in a file: its family, spelling, config and the keys it claims."""
+
+    family: ModelFamily
+    layout: Layout
+    prefix: str
+    config: Any
+    keys: frozenset[str]
+
+    @property
+    def label(self) -> str:
+        """The family, its layout and where in the file it lies."""
+        return f"{self.family.name} (layout {self.layout.name!r}" + (
+            f", under {self.prefix!r})" if self.prefix else ")"
+        )
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What a file holds: its networks, and the keys that none of them claims."""
+
+    networks: tuple[Identified, ...]
+    unclaimed: tuple[str, ...]
+
+
+class Registry:
+    """Knows families by name and recognises their files."""
+
+    def __init__(self, families: Iterable[ModelFamily]) -> None:
+        self.families = tuple(families)
+        self._names = {name: family for family in self.families for name in (family.name, *family.aliases)}
+
+    @classmethod
+    def collect(cls, package: ModuleType) -> Registry:
+        """Take every folder of a package that declares ``FAMILY``."""
+        modules = (
+            importlib.import_module(f"{package.__name__}.{info.name}")
+            for info in pkgutil.iter_modules(package.__path__)
+        )
+        return cls(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+
+    def family(self, name: str) -> ModelFamily:
+        """Return a family by its name or one of its aliases.
+
+        Raises:
+            InvalidRequest: there is none; the message names the nearest.
+        """
+        if name in self._names:
+            return self._names[name]
+        near = get_close_matches(name, self._names, n=3) or sorted(self._names)
+        raise InvalidRequest(f"there is no kind of network called {printable(name)!r}. Known are: {', '.join(near)}.")
+
+    def identify(self, checkpoint: Checkpoint, kind: str | None = None) -> Identification:
+        """Tell which networks a checkpoint holds.
+
+        Args:
+            checkpoint: an opened file; only its header is looked at.
+            kind: a family's name, to look for that family only.
+
+        Raises:
+            UnknownCheckpoint: nothing known is in it; the message says what is nearest and what differs.
+            AmbiguousCheckpoint: two families claim the same keys.
+        """
+        families = self.families if kind is None else (self.family(kind),)
+        found = [each for family in families for each in self._find(checkpoint, family)]
+        if not found:
+            raise UnknownCheckpoint(checkpoint.path, *self._explain(checkpoint, families, kind))
+        _refuse_double_claims(checkpoint, found)
+        claimed = frozenset[str]().union(*(each.keys for each in found))
+        found.sort(key=lambda each: each.prefix)
+        return Identification(tuple(found), tuple(key for key in checkpoint.header if key not in claimed))
+
+    def _find(self, checkpoint: Checkpoint, family: ModelFamily) -> list[Identified]:
+        """Return one network per prefix, in the first layout of the family that fits there."""
+        found: dict[str, Identified] = {}
+        for layout in family.layouts:
+            for prefix in layout.signature.prefixes(checkpoint.header):
+                if prefix not in found and prefix.endswith(layout.prefix):
+                    identified = self._identify(checkpoint, family, layout, prefix)
+                    if identified is not None:
+                        found[prefix] = identified
+        return list(found.values())
+
+    def _identify(self, checkpoint: Checkpoint, family: ModelFamily, layout: Layout, prefix: str) -> Identified | None:
+        match = layout.signature.measure(checkpoint.header, prefix)
+        if not match.complete:
+            return None
+        try:
+            config = layout.read_config(match)
+        except ValueError as error:
+            logger.debug("%s: not %s (%s): %s", checkpoint.path, family.name, layout.name, error)
+            return None
+        keys = claimed_keys(checkpoint, prefix, Converter(layout.rules(config)), layout.extras)
+        return Identified(family, layout, prefix, config, keys)
+
+    def _explain(self, checkpoint: Checkpoint, families: Sequence[ModelFamily], kind: str | None) -> tuple[str, str]:
+        header = checkpoint.header
+        shown = [f"{printable(key, 100)} {spec.shape}" for key, spec in list(header.items())[:5]]
+        what = f"as {kind}" if kind else "as any known network"
+        problem = [f"is not recognised {what}. It holds {len(header)} tensors: {', '.join(shown)}"]
+        problem += [f"  nearest: {line}" for line in _near_misses(checkpoint, families)]
+        remedy = (
+            "If you know what it is, say so with kind= (in Python) or --as (on the command line), with one of: "
+            f"{', '.join(sorted(family.name for family in self.families))}. `diffsynth inspect` lists its keys."
+        )
+        return "\n".join(problem), remedy
+
+
+def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter, extras: Sequence[str]) -> frozenset[str]:
+    """Return the keys under a prefix whose first name the table speaks of, and the extras around the network."""
+    roots = converter.roots()
+    parents = prefix.split(".")[:-1]
+    beside = {".".join([*parents[:depth], name]) for depth in range(len(parents)) for name in extras}
+    return frozenset(
+        key
+        for key in checkpoint.header
+        if key in beside or (key.startswith(prefix) and key[len(prefix) :].split(".", 1)[0] in roots)
+    )
+
+
+def _refuse_double_claims(checkpoint: Checkpoint, found: Sequence[Identified]) -> None:
+    for index, first in enumerate(found):
+        for second in found[index + 1 :]:
+            if both := first.keys & second.keys:
+                raise AmbiguousCheckpoint(
+                    checkpoint.path,
+                    f"{first.label} and {second.label} both claim {len(both)} keys: {listed(sorted(both))}",
+                    f"Say which it is with kind={first.family.name!r} or kind={second.family.name!r} (--as).",
+                )
+
+
+def _near_misses(checkpoint: Checkpoint, families: Sequence[ModelFamily]) -> list[str]:
+    tried: list[tuple[float, str]] = []
+    for family in families:
+        for layout in family.layouts:
+            prefixes = layout.signature.prefixes(checkpoint.header) or [""]
+            best = max((layout.signature.measure(checkpoint.header, prefix) for prefix in prefixes), key=_score)
+            if best.score > 0:
+                tried.append((best.score, f"{family.name} (layout {layout.name!r}): {_difference(best, layout)}"))
+    tried.sort(key=lambda each: -each[0])
+    return [line for _, line in tried[:2]]
+
+
+def _score(match: Match) -> float:
+    return match.score
+
+
+def _difference(match: Match, layout: Layout) -> str:
+    parts = []
+    if match.missing:
+        parts.append(f"missing {listed(match.prefix + text for text in match.missing)}")
+    if match.conflicts:
+        parts.append("; ".join(printable(text, 200) for text in match.conflicts[:3]))
+    if not parts:
+        try:
+            layout.read_config(match)
+        except ValueError as error:
+            parts.append(str(error))
+    return "; ".join(parts) or "everything a signature looks at agrees"

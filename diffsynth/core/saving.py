@@ -1,0 +1,63 @@
+"""Write a network to a file, in any of its family's layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from diffsynth.core.convert import Converter
+from diffsynth.core.family import Layout, ModelFamily
+from diffsynth.core.files import replacing
+from diffsynth.errors import InvalidRequest
+from diffsynth.types import StateDict
+
+
+def to_layout(module: nn.Module, layout: Layout, config: Any) -> StateDict:
+    """Return the weights of a module under the names, and in the shapes, of a file layout.
+
+    Args:
+        module: a network of the layout's family.
+        layout: the spelling wanted.
+        config: the module's config.
+    """
+    theirs = Converter(layout.rules(config)).to_theirs(module.state_dict())
+    return {layout.prefix + key: tensor for key, tensor in theirs.items()}
+
+
+def save_network(
+    module: nn.Module,
+    family: ModelFamily,
+    config: Any,
+    path: Path,
+    layout: str,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a network as a safetensors file.
+
+    Args:
+        module: the network.
+        family: its family.
+        config: its config.
+        path: the file; replaced in one step if it exists.
+        layout: the name of the spelling.
+        metadata: texts for the file's header.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidRequest: the family has no such layout.
+        OSError: the file cannot be written.
+    """
+    try:
+        chosen = family.layout(layout)
+    except KeyError as error:
+        raise InvalidRequest(str(error.args[0])) from error
+    state = {key: tensor.detach().contiguous() for key, tensor in to_layout(module, chosen, config).items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
+    return path

@@ -1,0 +1,312 @@
+"""The model manager: load files, hold the networks, hand them out, release them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import torch
+from torch import nn
+
+from diffsynth import models
+from diffsynth.core.checkpoint import Checkpoint, open_checkpoint
+from diffsynth.core.family import ModelFamily
+from diffsynth.core.folder import component_folders
+from diffsynth.core.loading import load_network
+from diffsynth.core.placement import resolve_device
+from diffsynth.core.registry import Identified, Registry
+from diffsynth.core.saving import save_network
+from diffsynth.errors import AmbiguousModel, ModelNotLoaded, UnknownCheckpoint, listed
+
+logger = logging.getLogger(__name__)
+
+AnyPath = str | PathLike[str]
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel(Generic[M]):
+    """A network in memory and where it came from.
+
+    ``mapped`` tells whether weights are still views of the file, as they are where nothing had to be converted.
+    """
+
+    module: M
+    found: Identified
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    mapped: bool
+
+    @property
+    def family(self) -> ModelFamily:
+        """The kind of network."""
+        return self.found.family
+
+    @property
+    def config(self) -> Any:
+        """Its sizes."""
+        return self.found.config
+
+    @property
+    def path(self) -> Path:
+        """The file, or the folder, that it was loaded from."""
+        return self.checkpoint.path
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, those shared under two names counted once."""
+        return sum(tensor.nbytes for tensor in self.module.parameters())
+
+    @property
+    def label(self) -> str:
+        """Its kind and its file, for messages."""
+        return f"{self.family.name} from {self.path}" + (f" under {self.found.prefix!r}" if self.found.prefix else "")
+
+    def check_unchanged(self) -> None:
+        """Make sure that weights which are views of a file are what they were when it was opened.
+
+        Raises:
+            CorruptCheckpoint: the file was changed in place since.
+        """
+        if self.mapped:
+            self.checkpoint.check_unchanged()
+
+    def answers_to(self, variant: str) -> bool:
+        """Whether a variant means this network: its path, its file's name with or without ending, or its prefix."""
+        path = self.path
+        return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."))
+
+
+class ModelManager:
+    """Loads checkpoint files and holds the networks they contain, each once.
+
+    Args:
+        torch_dtype: what floating-point weights are converted to; None keeps what each file has. The
+            autoencoder stays in float32, because it overflows in half precision, unless it is loaded with a
+            dtype of its own.
+        device: where networks are placed; None takes the accelerator there is, else the CPU.
+        model_id_list: names from the catalogue whose files are loaded at once, as ``download_models`` gives them.
+        downloading_priority: the hubs to ask, in this order.
+        file_path_list: files to load at once.
+        mmap: map files instead of reading them into memory; turn off on unreliable network disks.
+
+    Raises:
+        InvalidRequest: the device does not exist here.
+        CheckpointError: a file cannot be used; the message says which and why.
+    """
+
+    def __init__(
+        self,
+        torch_dtype: torch.dtype | None = torch.float16,
+        device: str | torch.device | None = None,
+        model_id_list: Sequence[str] = (),
+        downloading_priority: Sequence[str] = ("ModelScope", "HuggingFace"),
+        file_path_list: Sequence[AnyPath | Sequence[AnyPath]] = (),
+        *,
+        mmap: bool = True,
+    ) -> None:
+        self.torch_dtype = torch_dtype
+        self.device = resolve_device(device)
+        self.registry = Registry.collect(models)
+        self._mmap = mmap
+        self._loaded: list[LoadedModel[Any]] = []
+        if model_id_list:
+            from diffsynth.hub.download import download_models
+
+            self.load_models(download_models(model_id_list, downloading_priority))
+        self.load_models(file_path_list)
+
+    def load_models(
+        self,
+        file_path_list: Sequence[AnyPath | Sequence[AnyPath]],
+        *,
+        torch_dtype: torch.dtype | None = None,
+    ) -> list[LoadedModel[Any]]:
+        """Load several files; see ``load_model``."""
+        return [entry for path in file_path_list for entry in self.load_model(path, torch_dtype=torch_dtype)]
+
+    def load_model(
+        self,
+        path: AnyPath | Sequence[AnyPath],
+        *,
+        kind: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> list[LoadedModel[Any]]:
+        """Load every network that a file holds.
+
+        Args:
+            path: a checkpoint, a list of the shards of one, a folder with one, or a Diffusers folder with
+                ``model_index.json``.
+            kind: a family's name, to take only that from the file.
+            torch_dtype: what these weights are converted to, in place of the manager's dtype.
+
+        Returns:
+            What was loaded; a network that is loaded already is returned as it is.
+
+        Raises:
+            CheckpointError: the file cannot be used; the message says why.
+        """
+        if isinstance(path, (str, PathLike)) and (components := component_folders(Path(path))):
+            return self._load_components(Path(path), components, kind, torch_dtype)
+        checkpoint = open_checkpoint(path, mmap=self._mmap)
+        identification = self.registry.identify(checkpoint, kind)
+        if identification.unclaimed:
+            logger.info("%s: %d tensors stay unread: %s", checkpoint.path, len(identification.unclaimed),
+                        listed(identification.unclaimed))  # fmt: skip
+        return [self._load(found, checkpoint, torch_dtype) for found in identification.networks]
+
+    def _load_components(
+        self, folder: Path, components: Sequence[Path], kind: str | None, torch_dtype: torch.dtype | None
+    ) -> list[LoadedModel[Any]]:
+        loaded: list[LoadedModel[Any]] = []
+        unknown: list[UnknownCheckpoint] = []
+        for component in components:
+            try:
+                loaded += self.load_model(component, kind=kind, torch_dtype=torch_dtype)
+            except UnknownCheckpoint as error:
+                unknown.append(error)
+                logger.info("%s: not used: %s", folder, error)
+        if not loaded and unknown:
+            raise unknown[0]
+        return loaded
+
+    def _load(self, found: Identified, checkpoint: Checkpoint, torch_dtype: torch.dtype | None) -> LoadedModel[Any]:
+        dtype = torch_dtype or found.family.dtype or self.torch_dtype
+        for entry in self._loaded:
+            same = entry.checkpoint.files == checkpoint.files and entry.found.prefix == found.prefix
+            if same and entry.family is found.family and dtype in (None, entry.dtype):
+                entry.checkpoint.check_unchanged()
+                logger.info("%s is loaded already", entry.label)
+                return entry
+        started = time.perf_counter()
+        module, mapped = load_network(found, checkpoint, dtype=dtype, device=self.device)
+        actual = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
+        entry = LoadedModel(module, found, checkpoint, actual, mapped)
+        self._loaded.append(entry)
+        logger.info("loaded %s in %.1f s", entry.label, time.perf_counter() - started)
+        return entry
+
+    @overload
+    def fetch_model(self, kind: type[M], variant: str | int | None = None) -> M: ...
+    @overload
+    def fetch_model(self, kind: str, variant: str | int | None = None) -> nn.Module: ...
+
+    def fetch_model(self, kind: type[nn.Module] | str, variant: str | int | None = None) -> nn.Module:
+        """Return the one loaded network of a kind.
+
+        Args:
+            kind: a class, or a family's name such as ``hunyuan_dit`` or ``sdxl_vae``.
+            variant: which of several, by the name or path of its file, its prefix, or its index among them.
+
+        Raises:
+            ModelNotLoaded: there is none.
+            AmbiguousModel: there are several.
+        """
+        module: nn.Module = self.find(kind, variant).module
+        return module
+
+    @overload
+    def find(self, kind: type[M], variant: str | int | None = None) -> LoadedModel[M]: ...
+    @overload
+    def find(self, kind: str, variant: str | int | None = None) -> LoadedModel[Any]: ...
+
+    def find(self, kind: type[nn.Module] | str, variant: str | int | None = None) -> LoadedModel[Any]:
+        """Return the one loaded network of a kind with what is known of it; see ``fetch_model``."""
+        if isinstance(kind, str):
+            family = self.registry.family(kind)
+            name, found = kind, [entry for entry in self._loaded if entry.family is family]
+        else:
+            name, found = kind.__name__, [entry for entry in self._loaded if isinstance(entry.module, kind)]
+        if isinstance(variant, int) and -len(found) <= variant < len(found):
+            found = [found[variant]]
+        elif variant is not None:
+            name = f"{name} ({variant})"
+            found = [entry for entry in found if entry.answers_to(str(variant))]
+        match found:
+            case [entry]:
+                return entry
+            case []:
+                raise ModelNotLoaded(name, self.names(), "Load its file with load_model(path).")
+            case _:
+                raise AmbiguousModel(name, [entry.label for entry in found])
+
+    def names(self) -> list[str]:
+        """Return a label for every loaded network."""
+        return [entry.label for entry in self._loaded]
+
+    def __iter__(self) -> Iterator[LoadedModel[Any]]:
+        return iter(tuple(self._loaded))
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def to(self, device: str | torch.device) -> ModelManager:
+        """Move every network to a device; later files go there too.
+
+        Raises:
+            InvalidRequest: the device does not exist here.
+        """
+        self.device = resolve_device(device)
+        for entry in self._loaded:
+            entry.module.to(self.device)
+        return self
+
+    def release(self, kind: type[nn.Module] | str | None = None, variant: str | int | None = None) -> None:
+        """Forget one network, or all of them, so that their memory is freed.
+
+        A pipeline made from them keeps its own hold on them until it is deleted.
+
+        Raises:
+            ModelNotLoaded: there is none of this kind.
+            AmbiguousModel: there are several.
+        """
+        if kind is None:
+            self._loaded.clear()
+        else:
+            self._loaded.remove(self.find(kind, variant))
+        gc.collect()
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
+
+    def save(self, kind: type[nn.Module] | str, path: AnyPath, *, layout: str | None = None,
+             variant: str | int | None = None) -> Path:  # fmt: skip
+        """Write a network to a safetensors file.
+
+        Args:
+            kind: which network, as in ``fetch_model``.
+            path: the file to write; replaced in one step if it exists.
+            layout: the spelling, such as ``original`` or ``diffusers``; None takes that of its own file.
+            variant: which of several.
+
+        Raises:
+            ModelNotLoaded: there is none of this kind.
+            AmbiguousModel: there are several.
+            InvalidRequest: the family has no such layout.
+        """
+        entry = self.find(kind, variant)
+        return save_network(entry.module, entry.family, entry.config, Path(path), layout or entry.found.layout.name)
+
+    def verify(self) -> dict[str, dict[str, int]]:
+        """Read every loaded file and return those with NaN or infinity: label → key → how many."""
+        counted = {entry.label: entry.checkpoint.nonfinite() for entry in self._loaded}
+        return {label: bad for label, bad in counted.items() if bad}
+
+    def __repr__(self) -> str:
+        rows = [
+            f"  {entry.family.name:<16} {str(entry.dtype).removeprefix('torch.'):<9} "
+            f"{entry.nbytes / 1e6:>9.1f} MB  {entry.path}"
+            for entry in self._loaded
+        ]
+        head = f"ModelManager(device={str(self.device)!r}, {len(rows)} networks"
+        return "\n".join([head + (":" if rows else ")"), *rows]) + (")" if rows else "")

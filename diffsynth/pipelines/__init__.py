@@ -1,0 +1,1 @@
+"""Networks, a prompt and a scheduler make an image."""

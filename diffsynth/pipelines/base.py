@@ -1,0 +1,188 @@
+"""The public call of every pipeline: settings in, images out."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffsynth.errors import InvalidRequest
+from diffsynth.manager import LoadedModel
+from diffsynth.pipelines.denoise import StepReport
+from diffsynth.pipelines.latents import seed_from
+from diffsynth.pipelines.recipe import Recipe, attach
+from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=ImageRequest)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Who is told about the progress of a drawing.
+
+    Args:
+        progress: wraps the timesteps, as tqdm does.
+        bar: an object with ``progress(fraction)``, as Streamlit has them.
+        callback: told after each step; what it raises stops the drawing.
+    """
+
+    progress: Callable[[Iterable[float]], Iterable[float]]
+    bar: Any = None
+    callback: Callable[[StepReport], None] | None = None
+
+    def on_step(
+        self, timesteps: Sequence[float], preview: Callable[[Tensor], list[Image.Image]]
+    ) -> Callable[[int, Tensor], None]:
+        """Return the function that the denoising loop calls after each step."""
+
+        def report(step: int, latents: Tensor) -> None:
+            if self.bar is not None:
+                self.bar.progress((step + 1) / len(timesteps))
+            if self.callback is not None:
+                known = StepReport(step + 1, len(timesteps), timesteps[step], latents, lambda: preview(latents))
+                self.callback(known)
+
+        return report
+
+
+class ImagePipeline(ABC, Generic[R]):
+    """Networks, a prompt and a scheduler make an image. A pipeline that exists can draw."""
+
+    request_type: ClassVar[type[ImageRequest]]
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        batch_size: int = 4,
+        progress_bar_cmd: Callable[[Iterable[float]], Iterable[float]] | None = None,
+        progress_bar_st: Any = None,
+        callback: Callable[[StepReport], None] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Draw one image, or several.
+
+        Args:
+            prompt: what to draw; a list of prompts gives a list of images.
+            num_images_per_prompt: images of each prompt.
+            batch_size: images that are drawn together; more is faster where there is memory.
+            progress_bar_cmd: wraps the timesteps of the loop; by default a bar where there is a terminal.
+            progress_bar_st: an object with ``progress(fraction)``, such as a Streamlit bar.
+            callback: called with a ``StepReport`` after each step; raise ``Cancelled`` in it to stop.
+            **settings: the fields of the pipeline's request. ``seed`` and ``negative_prompt`` may be lists with
+                one entry per image or per prompt; image k of a call with one seed has that seed plus k. Without a
+                seed torch's global generator chooses. ``image.info["seed"]`` tells the seed of each image.
+                Also understood: guidance_scale, strength, image, generator.
+
+        Returns:
+            A PIL image; a list of them for a list of prompts or several images per prompt.
+
+        Raises:
+            InvalidRequest: a setting is unknown, out of range, or contradicts another.
+            CheckpointError: a weight file was changed since it was loaded.
+            NonFiniteResult: numbers overflowed, in float32 too.
+        """
+        check_range("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
+        check_range("batch_size", batch_size, 1, 10_000)
+        known = (*self.request_type.settings(), "seed")
+        requests = make_requests(self.request_type, prompt, num_images_per_prompt, resolve_names(settings, known))
+        monitor = Monitor(progress_bar_cmd or _terminal_bar, progress_bar_st, callback)
+        images: list[Image.Image] = []
+        for start in range(0, len(requests), batch_size):
+            images += self.draw(requests[start : start + batch_size], monitor)  # type: ignore[arg-type]
+        return images[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else images
+
+    @torch.no_grad()
+    def draw(self, requests: Sequence[R], monitor: Monitor | None = None) -> list[Image.Image]:
+        """Draw requests that differ in prompts and seeds only, together.
+
+        Args:
+            requests: what to draw; seeds that are None are chosen now.
+            monitor: who is told about progress.
+
+        Returns:
+            One image per request, each with its seed and recipe in ``image.info``.
+        """
+        for model in self.models:
+            model.check_unchanged()
+        chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
+        if any(_shared(each) != _shared(chosen[0]) for each in chosen):
+            raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
+        images = self.draw_batch(chosen, monitor or Monitor(_terminal_bar))
+        for image, request in zip(images, chosen, strict=True):
+            attach(image, Recipe(type(self).__name__, self.describe(), request, self.models))
+        return images
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[LoadedModel[Any], ...]:
+        """The loaded networks that take part."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the settings of the pipeline itself that an image depends on."""
+
+    @abstractmethod
+    def complete(self, request: R) -> R:
+        """Fill in what the request leaves to the pipeline's conventions."""
+
+    @abstractmethod
+    def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
+        """Draw complete requests that differ in prompts and seeds only."""
+
+
+def make_requests(
+    request_type: type[ImageRequest], prompt: str | Sequence[str], count: int, settings: dict[str, Any]
+) -> list[ImageRequest]:
+    """Return one request per image: for each prompt ``count`` of them, with a seed for each.
+
+    Raises:
+        InvalidRequest: a list has the wrong length, or a setting is not valid.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise InvalidRequest("prompt is an empty list; nothing to draw.")
+    negatives = settings.pop("negative_prompt", None)
+    negatives = [negatives] * len(prompts) if negatives is None or isinstance(negatives, str) else list(negatives)
+    if len(negatives) != len(prompts):
+        raise InvalidRequest(f"negative_prompt has {len(negatives)} entries for {len(prompts)} prompts.")
+    pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(count)]
+    seeds = _seeds(settings.pop("seed", None), len(pairs))
+    return [
+        request_type.from_settings({"prompt": text, "negative_prompt": negative, "seed": seed, **settings})
+        for (text, negative), seed in zip(pairs, seeds, strict=True)
+    ]
+
+
+def _seeds(source: Any, count: int) -> list[int]:
+    """Return a seed per image from one seed, a generator, a list of either, or nothing."""
+    if isinstance(source, (list, tuple)):
+        if len(source) != count:
+            raise InvalidRequest(f"{len(source)} seeds were given for {count} images.")
+        return [_seeds(each, 1)[0] for each in source]
+    if isinstance(source, bool) or not isinstance(source, (int, torch.Generator, type(None))):
+        raise InvalidRequest(f"seed must be a whole number or a torch.Generator, not {type(source).__name__}.")
+    first = seed_from(source)
+    check_range("seed", first, 0, 2**63 - 1 - count)
+    return [first + index for index in range(count)]
+
+
+def _shared(request: ImageRequest) -> ImageRequest:
+    """Return the part of a request that all images drawn together have in common."""
+    return replace(request, prompt="", negative_prompt="", seed=0)
+
+
+def _terminal_bar(timesteps: Iterable[float]) -> Iterable[float]:
+    """Show a progress bar, unless standard error is not a terminal."""
+    bar: Iterable[float] = tqdm(timesteps, disable=None, leave=False)
+    return bar

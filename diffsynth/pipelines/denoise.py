@@ -1,0 +1,69 @@
+"""The denoising loop, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from diffsynth.errors import DiffSynthError
+from diffsynth.schedulers.base import SchedulerRun
+
+Predict: TypeAlias = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a callback is told after each step: ``step`` of ``steps`` is done, these are the latents now."""
+
+    step: int
+    steps: int
+    timestep: float
+    latents: Tensor
+    preview: Callable[[], Any]
+
+
+OnStep: TypeAlias = Callable[[int, Tensor], None]
+Progress: TypeAlias = Callable[[Iterable[float]], Iterable[float]]
+
+
+def no_report(step: int, latents: Tensor) -> None:
+    """Tell nobody."""
+
+
+def denoise(
+    predict: Predict, latents: Tensor, run: SchedulerRun, *, progress: Progress = iter, on_step: OnStep = no_report
+) -> tuple[Tensor, Tensor]:
+    """Walk from noise to clean latents. Every pipeline uses this loop.
+
+    Args:
+        predict: (latents, step) → the network's prediction, both (B, C, H, W).
+        latents: (B, C, H, W) float32 at the noise level of the first timestep.
+        run: the steps of a scheduler.
+        progress: wraps the timesteps, as tqdm does.
+        on_step: called after each step; whatever it raises stops the loop.
+
+    Returns:
+        The clean latents, and for each step and image whether all values were finite, (steps, B) bool. The second
+        stays on the device until somebody looks, so the loop never waits for it.
+    """
+    finite = torch.ones(len(run.timesteps), len(latents), dtype=torch.bool, device=latents.device)
+    for step in _steps(run, progress):
+        latents = run.step(predict(latents, step), latents, step)
+        finite[step] = latents.isfinite().flatten(1).all(dim=1)
+        on_step(step, latents)
+    return latents, finite
+
+
+def _steps(run: SchedulerRun, progress: Progress) -> Iterator[int]:
+    done = 0
+    for step, _ in enumerate(progress(run.timesteps)):
+        yield step
+        done = step + 1
+    if done != len(run.timesteps):
+        raise DiffSynthError(
+            f"progress_bar_cmd passed on {done} of {len(run.timesteps)} timesteps; it must pass on every one of them."
+        )

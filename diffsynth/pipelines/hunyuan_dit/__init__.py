@@ -1,0 +1,1 @@
+"""Images from HunyuanDiT: its settings, its three sets of conventions, its prompts, its pipeline."""

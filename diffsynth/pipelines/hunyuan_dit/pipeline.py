@@ -1,0 +1,333 @@
+"""HunyuanDiT: Chinese and English prompts to images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from typing_extensions import Self, override
+
+from diffsynth.errors import InvalidRequest
+from diffsynth.manager import LoadedModel, ModelManager
+from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+from diffsynth.models.autoencoder_kl.tiled import decode_tiled, encode_tiled
+from diffsynth.models.bert_clip.model import BertClip
+from diffsynth.models.hunyuan_dit.condition import Condition, Plan, TextFeatures
+from diffsynth.models.hunyuan_dit.model import HunyuanDiT
+from diffsynth.models.hunyuan_dit.rope import build_rope
+from diffsynth.models.hunyuan_dit.tiled import TokenTiling
+from diffsynth.models.mt5.model import MT5Encoder
+from diffsynth.pipelines.base import ImagePipeline, Monitor
+from diffsynth.pipelines.denoise import Predict, denoise
+from diffsynth.pipelines.guidance import Guidance, Region
+from diffsynth.pipelines.hunyuan_dit.conventions import Conventions, conventions_named
+from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip_tokenizer_for, t5_tokenizer_for
+from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from diffsynth.pipelines.latents import LatentPreview, Noise, image_to_pixels, pixels_to_images, region_mask
+from diffsynth.pipelines.precision import finite
+from diffsynth.schedulers.base import Scheduler
+from diffsynth.schedulers.catalog import make_scheduler
+
+logger = logging.getLogger(__name__)
+
+BETA_START = 0.00085
+PERTURBED_BLOCKS = frozenset({1})
+
+
+@dataclass(kw_only=True, eq=False)
+class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
+    """Draws with HunyuanDiT (arXiv 2405.08748); make it with ``from_model_manager``.
+
+    Args:
+        denoiser: the diffusion transformer.
+        prompt_encoder: both text encoders with their tokenizers.
+        vae: the autoencoder.
+        conventions: what is done when the caller leaves it open, and how.
+        beta_end: last beta of the noise schedule the denoiser was trained on.
+        latent_scale: latents of the autoencoder times this have unit variance; that of the SDXL autoencoder.
+        loaded: the networks as the manager knows them, for recipes and to notice changed files.
+    """
+
+    request_type: ClassVar[type[HunyuanDiTRequest]] = HunyuanDiTRequest
+
+    denoiser: HunyuanDiT
+    prompt_encoder: HunyuanDiTPromptEncoder
+    vae: AutoencoderKL
+    conventions: Conventions
+    beta_end: float
+    latent_scale: float = 0.13025
+    loaded: tuple[LoadedModel[Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        self._preview = LatentPreview(self.vae, self.latent_scale)
+
+    @classmethod
+    def from_model_manager(
+        cls,
+        manager: ModelManager,
+        conventions: str = "diffsynth",
+        *,
+        denoiser: str | int | None = None,
+        beta_end: float | None = None,
+        clip_tokenizer: str | PathLike[str] | None = None,
+        t5_tokenizer: str | PathLike[str] | None = None,
+    ) -> Self:
+        """Wire loaded networks into a pipeline.
+
+        Args:
+            manager: has loaded the denoiser, both text encoders and the autoencoder.
+            conventions: ``diffsynth`` (what DiffSynth 1.x did), ``original`` (Tencent's program) or ``diffusers``.
+            denoiser: which one, if several are loaded: the name of its file, or its index.
+            beta_end: last beta of the noise schedule; by default 0.03 for v1.0 and v1.1, 0.018 for v1.2.
+            clip_tokenizer: vocab.txt or its folder; by default looked for near the text encoder's file.
+            t5_tokenizer: spiece.model or its folder; by default looked for in and near the text encoder's file.
+
+        Raises:
+            ModelNotLoaded: a network is missing.
+            AmbiguousModel: several denoisers are loaded and none is named.
+            TokenizerNotFound: a vocabulary is nowhere; the message lists the places.
+            InvalidRequest: unknown conventions, or networks that do not fit each other.
+        """
+        chosen = conventions_named(conventions)
+        dit, clip = manager.find(HunyuanDiT, denoiser), manager.find(BertClip)
+        t5, vae = manager.find(MT5Encoder), manager.find(AutoencoderKL)
+        _check_fit(dit, clip, t5, vae)
+        if beta_end is None:
+            beta_end = 0.03 if dit.config.size_conditioning else 0.018
+            logger.info("%s is %s: noise schedule ends at beta %s", dit.path, dit.family.version(dit.config), beta_end)
+        encoder = HunyuanDiTPromptEncoder(
+            clip=clip.module,
+            clip_tokenizer=clip_tokenizer_for(clip, clip_tokenizer, dit.config.text_len),
+            t5=t5.module,
+            t5_tokenizer=t5_tokenizer_for(t5, t5_tokenizer, dit.config.t5_len),
+        )
+        return cls(
+            denoiser=dit.module,
+            prompt_encoder=encoder,
+            vae=vae.module,
+            conventions=chosen,
+            beta_end=beta_end,
+            loaded=(dit, clip, t5, vae),
+        )
+
+    @property
+    @override
+    def models(self) -> tuple[LoadedModel[Any], ...]:
+        return self.loaded
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is, and latents are kept."""
+        return next(self.denoiser.parameters()).device
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {"conventions": self.conventions.name, "beta_end": self.beta_end, "latent_scale": self.latent_scale}
+
+    @override
+    def complete(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
+        """Fill in what the request leaves open; a size between multiples is moved to one, with a warning."""
+        conventions, image = self.conventions, request.input_image
+        wanted = (
+            request.height or (image.height if image else 1024),
+            request.width or (image.width if image else 1024),
+        )
+        multiple = self.vae.config.downscale * self.denoiser.config.patch_size
+        height, width = conventions.size(*wanted, multiple, binning=request.resolution_binning)
+        if (height, width) != wanted:
+            logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, height, width)
+        cfg_scale = conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale
+        if request.negative_prompt and not conventions.guides(cfg_scale):
+            logger.warning("the negative prompt has no effect: cfg_scale %s turns guidance off", cfg_scale)
+        return replace(
+            request,
+            height=height,
+            width=width,
+            cfg_scale=cfg_scale,
+            negative_prompt=conventions.negative(request.negative_prompt),
+            num_inference_steps=request.num_inference_steps or conventions.num_inference_steps,
+            scheduler=request.scheduler or conventions.scheduler,
+            resolution_binning=False,
+        )
+
+    def scheduler_for(self, request: HunyuanDiTRequest) -> Scheduler:
+        """Return the sampler that a request names, in the sense of the conventions.
+
+        Raises:
+            InvalidRequest: there is no such sampler.
+        """
+        name = request.scheduler or self.conventions.scheduler
+        return make_scheduler(
+            self.conventions.samplers.get(name, name),
+            beta_start=BETA_START,
+            beta_end=self.beta_end,
+            prediction="velocity",
+        )
+
+    @override
+    def draw_batch(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> list[Image.Image]:
+        latents = finite(
+            lambda: self._denoise(requests, monitor),
+            (self.denoiser, self.prompt_encoder.clip, self.prompt_encoder.t5),
+            "Run `diffsynth inspect --verify` on the weight files; a damaged file or a wrong autoencoder gives this.",
+        )
+        return [image for row in latents for image in self._decode(row[None], requests[0])]
+
+    def _denoise(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> tuple[Tensor, str | None]:
+        """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
+        request, config = requests[0], self.denoiser.config
+        assert request.height is not None
+        assert request.width is not None
+        assert request.num_inference_steps is not None
+        height, width = (side // self.vae.config.downscale for side in (request.height, request.width))
+        seeds = [each.seed for each in requests if each.seed is not None]
+        noise = Noise(seeds, (config.in_channels, height, width), self.device)
+        run = self.scheduler_for(request).start(
+            request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
+        )
+        clean = None if request.input_image is None else self._encode(request, noise, len(requests))
+        latents = noise.draw() if clean is None else run.add_noise(clean, noise.draw())
+
+        guidance = self._guidance(request, height, width)
+        texts = self._texts(requests, guided=guidance.scale is not None)
+        features = self.prompt_encoder(sorted(set(texts)), clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
+        if not (features.clip.isfinite().all() and features.t5.isfinite().all()):
+            return latents, "the text encoder's features"
+        rope = build_rope(
+            height // config.patch_size,
+            width // config.patch_size,
+            config.head_dim,
+            end_point=self.conventions.rope_end_point,
+            device=self.device,
+        )
+        plan = self.denoiser.plan(run.timesteps, self._condition(features, request), rope)
+        rows = [sorted(set(texts)).index(text) for text in texts]
+        predict = self._predictor(plan.rows(rows), guidance, len(requests), self._tiling(request))
+        on_step = monitor.on_step(run.timesteps, self._preview)
+        latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
+        return latents, _first_bad(good)
+
+    def _texts(self, requests: Sequence[HunyuanDiTRequest], *, guided: bool) -> list[str]:
+        """Return the prompt of every row the denoiser is run on: negative, positive, each local prompt, per image."""
+        strip = str.strip if self.conventions.strips_prompts else str
+        positive = [strip(each.prompt) for each in requests]
+        negative = [strip(each.negative_prompt or "") for each in requests] if guided else []
+        local = [strip(text) for text in requests[0].local_prompts for _ in requests]
+        return [*negative, *positive, *local]
+
+    def _guidance(self, request: HunyuanDiTRequest, height: int, width: int) -> Guidance:
+        assert request.cfg_scale is not None
+        scales = request.mask_scales or (1.0,) * len(request.masks)
+        regions = [
+            Region(region_mask(mask, height, width).to(self.device), scale)
+            for mask, scale in zip(request.masks, scales, strict=True)
+        ]
+        return Guidance(
+            scale=request.cfg_scale if self.conventions.guides(request.cfg_scale) else None,
+            rescale=request.guidance_rescale,
+            perturbed_scale=request.perturbed_attention_scale,
+            regions=regions,
+        )
+
+    def _condition(self, features: TextFeatures, request: HunyuanDiTRequest) -> Condition:
+        assert request.height is not None
+        assert request.width is not None
+        features = replace(
+            features,
+            **{name: getattr(features, name).to(self.device) for name in ("clip", "clip_mask", "t5", "t5_mask")},
+        )
+        if not self.denoiser.config.size_conditioning:
+            return self.denoiser.encode_condition(features)
+        tile = request.tile_size if request.tiled else None
+        numbers = self.conventions.image_meta_size(request.height, request.width, tile)
+        sizes = torch.tensor([numbers] * len(features.clip), dtype=torch.float32, device=self.device)
+        return self.denoiser.encode_condition(features, sizes)
+
+    def _tiling(self, request: HunyuanDiTRequest) -> TokenTiling | None:
+        return TokenTiling(tile=request.tile_size, stride=request.tile_stride) if request.tiled else None
+
+    def _predictor(self, plan: Plan, guidance: Guidance, count: int, tile: TokenTiling | None) -> Predict:
+        """Return the guided prediction for ``count`` images; the plan's rows lie as ``_texts`` lists them."""
+        sides = len(plan) // count
+        first = 0 if guidance.scale is None else 1  # the side of the prompts
+        prompts_only = plan.rows(slice(first * count, (first + 1) * count))
+
+        def predict(latents: Tensor, step: int) -> Tensor:
+            velocity = self.denoiser.denoise(latents.repeat(sides, 1, 1, 1), step, plan, tile=tile)
+            parts = velocity.float().chunk(sides)
+            perturbed = None
+            if guidance.perturbed_scale > 0:
+                blocks = PERTURBED_BLOCKS
+                perturbed = self.denoiser.denoise(latents, step, prompts_only, tile=tile, perturbed_blocks=blocks)
+            return guidance.combine(
+                parts[first],
+                negative=parts[0] if first else None,
+                perturbed=None if perturbed is None else perturbed.float(),
+                regional=parts[first + 1 :],
+            )
+
+        return predict
+
+    def _encode(self, request: HunyuanDiTRequest, noise: Noise, count: int) -> Tensor:
+        """Return the scaled latents of the input image, a row for each of ``count`` images."""
+        assert request.input_image is not None
+        assert request.height is not None
+        assert request.width is not None
+        size = (request.height, request.width)
+        if request.input_image.size != size[::-1]:
+            logger.warning("the input image of %d x %d is resized to %d x %d", *request.input_image.size, *size[::-1])
+        pixels = image_to_pixels(request.input_image, *size).to(next(self.vae.parameters()))
+        if request.tiled:
+            posterior = encode_tiled(self.vae, pixels, tile_size=request.tile_size, tile_stride=request.tile_stride)
+        else:
+            posterior = self.vae.encode(pixels)
+        latents = posterior.sample(noise.draw()) if self.conventions.samples_posterior else posterior.mean
+        return latents.float().to(self.device).expand(count, -1, -1, -1) * self.latent_scale
+
+    def _decode(self, latents: Tensor, request: HunyuanDiTRequest) -> list[Image.Image]:
+        """Return the images of scaled latents."""
+
+        def decode() -> tuple[Tensor, str | None]:
+            scaled = (latents / self.latent_scale).to(next(self.vae.parameters()))
+            eps = self.conventions.norm_out_eps
+            if request.tiled:
+                pixels = decode_tiled(
+                    self.vae, scaled, tile_size=request.tile_size, tile_stride=request.tile_stride, norm_out_eps=eps
+                )
+            else:
+                pixels = self.vae.decode(scaled, norm_out_eps=eps)
+            return pixels, None if pixels.isfinite().all() else "decoding the image"
+
+        pixels = finite(decode, (self.vae,), "Run `diffsynth inspect --verify` on the autoencoder's file.")
+        return pixels_to_images(pixels, truncate=self.conventions.truncates_pixels)
+
+
+def _first_bad(good: Tensor) -> str | None:
+    """Return the step and the image where (steps, B) bool first is False."""
+    bad = (~good).nonzero()
+    if not len(bad):
+        return None
+    step, image = (int(number) for number in bad[0])
+    return f"denoising, step {step + 1} of {len(good)}" + (f", image {image + 1}" if good.shape[1] > 1 else "")
+
+
+def _check_fit(dit: LoadedModel[Any], clip: LoadedModel[Any], t5: LoadedModel[Any], vae: LoadedModel[Any]) -> None:
+    """Make sure that the networks speak of the same sizes."""
+    pairs = (
+        (dit, "text_dim", clip, "hidden_size"),
+        (dit, "t5_dim", t5, "d_model"),
+        (dit, "in_channels", vae, "latent_channels"),
+    )
+    for first, name, second, other in pairs:
+        expected, found = getattr(first.config, name), getattr(second.config, other)
+        if expected != found:
+            raise InvalidRequest(
+                f"{second.label} does not fit {first.label}: its {other} is {found}, the denoiser expects {expected}. "
+                "Load the files of one release."
+            )

@@ -1,0 +1,107 @@
+"""Everything one image depends on.
+
+The Python call, the command line and the recipe inside a PNG all make the same object, so a setting is added once.
+This module imports neither torch nor Pillow, so that ``diffsynth generate --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from diffsynth.errors import InvalidRequest, printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ALIASES = {
+    "guidance_scale": "cfg_scale",
+    "strength": "denoising_strength",
+    "image": "input_image",
+    "generator": "seed",
+}
+
+
+def setting(default: Any, description: str) -> Any:
+    """Declare a field with the sentence that forms and the command line show for it."""
+    return field(default=default, metadata={"help": description})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """The settings that every family of pipelines has; None leaves a setting to the pipeline's conventions."""
+
+    prompt: str
+    negative_prompt: str | None = setting(None, "What the image should not show.")
+    cfg_scale: float | None = setting(None, "Weight of the prompt against the negative prompt; 1 turns guidance off.")
+    guidance_rescale: float = setting(0.0, "0 to 1: pull guided predictions back to the spread of unguided ones.")
+    height: int | None = setting(None, "Image height in pixels.")
+    width: int | None = setting(None, "Image width in pixels.")
+    num_inference_steps: int | None = setting(None, "Number of denoising steps.")
+    scheduler: str | None = setting(None, "Name of the sampler, such as ddim, ddpm or dpm++2m.")
+    seed: int | None = setting(None, "Start of the random numbers; without it the global generator chooses one.")
+    input_image: Image | None = setting(None, "Image to start from instead of noise.")
+    denoising_strength: float = setting(1.0, "Share of the schedule that is run on an input image, above 0 to 1.")
+
+    @classmethod
+    def settings(cls) -> dict[str, dataclasses.Field[Any]]:
+        """Return the fields by name."""
+        return {each.name: each for each in dataclasses.fields(cls)}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Make a request from names and values; other libraries' names for the same settings are understood.
+
+        Raises:
+            InvalidRequest: a name is unknown or given twice, or a value is out of range.
+        """
+        return cls(**resolve_names(settings, tuple(cls.settings())))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise InvalidRequest(f"prompt must be text, not {type(self.prompt).__name__}.")
+        check_range("cfg_scale", self.cfg_scale, 0, 100)
+        check_range("guidance_rescale", self.guidance_rescale, 0, 1)
+        check_range("height", self.height, 16, 16384)
+        check_range("width", self.width, 16, 16384)
+        check_range("num_inference_steps", self.num_inference_steps, 1, 1000)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("denoising_strength", self.denoising_strength, 0, 1)
+        if self.denoising_strength == 0:
+            raise InvalidRequest("denoising_strength must be above 0; 0 would return the input image as it is.")
+        if self.input_image is None and self.denoising_strength < 1:
+            raise InvalidRequest(
+                f"denoising_strength {self.denoising_strength} needs an input_image to start from; none was given."
+            )
+
+
+def resolve_names(settings: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """Replace other libraries' names by ours and refuse names that nobody knows.
+
+    Raises:
+        InvalidRequest: a name is unknown, or a setting is given under two names.
+    """
+    resolved: dict[str, Any] = {}
+    for name, value in settings.items():
+        ours = ALIASES.get(name, name)
+        if ours not in known:
+            near = get_close_matches(name, [*known, *ALIASES], n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else f" Known are: {', '.join(known)}."
+            raise InvalidRequest(f"there is no setting called {printable(name)!r}.{hint}")
+        if ours in resolved:
+            raise InvalidRequest(f"{ours} is given twice, also under another name ({name}). Give it once.")
+        resolved[ours] = value
+    return resolved
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raise InvalidRequest unless a value is None or a number from ``low`` to ``high``."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InvalidRequest(f"{name} must be a number from {low} to {high}, not {printable(value)!r}.")
