@@ -1,0 +1,1 @@
+"""Noise schedules and solver steps: stateless descriptions, coefficients in float64 on the host."""

@@ -1,0 +1,1 @@
+"""Text to token ids: thin faces on the tokenizers of the transformers library."""
