@@ -1,0 +1,19 @@
+"""Activation functions that are kept out of half precision."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def silu_float32(input: Tensor) -> Tensor:
+    """Return x * sigmoid(x), computed in float32, in the input's dtype."""
+    return F.silu(input.float()).to(input.dtype)
+
+
+class SiLUFloat32(nn.Module):
+    """`silu_float32` as a layer, for use in `nn.Sequential`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply to a tensor of any shape."""
+        return silu_float32(input)
