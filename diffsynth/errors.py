@@ -135,7 +135,7 @@ class ModelNotLoaded(DiffSynthError, LookupError):
 
     def __init__(self, wanted: str, loaded: Sequence[str] = (), remedy: str = "") -> None:
         have = f"loaded are: {listed(loaded, 10)}" if loaded else "nothing is loaded"
-        super().__init__(f"{wanted} is not loaded; {have}." + (f" {remedy}" if remedy else ""))
+        super().__init__(f"not loaded: {wanted}; {have}." + (f" {remedy}" if remedy else ""))
 
 
 class AmbiguousModel(DiffSynthError, LookupError):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import InvalidRequest, ModelNotLoaded
 from diffsynth.manager import LoadedModel, ModelManager
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.autoencoder_kl.tiled import decode_tiled, encode_tiled
@@ -37,6 +37,7 @@ from diffsynth.schedulers.catalog import make_scheduler
 logger = logging.getLogger(__name__)
 
 BETA_START = 0.00085
+NEEDS = ("hunyuan_dit", "bert_clip", "mt5", "autoencoder_kl")
 PERTURBED_BLOCKS = frozenset({1})
 
 
@@ -95,6 +96,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             InvalidRequest: unknown conventions, or networks that do not fit each other.
         """
         chosen = conventions_named(conventions)
+        _check_loaded(manager)
         dit, clip = manager.find(HunyuanDiT, denoiser), manager.find(BertClip)
         t5, vae = manager.find(MT5Encoder), manager.find(AutoencoderKL)
         _check_fit(dit, clip, t5, vae)
@@ -315,6 +317,17 @@ def _first_bad(good: Tensor) -> str | None:
         return None
     step, image = (int(number) for number in bad[0])
     return f"denoising, step {step + 1} of {len(good)}" + (f", image {image + 1}" if good.shape[1] > 1 else "")
+
+
+def _check_loaded(manager: ModelManager) -> None:
+    """Name every network that is missing, at once."""
+    missing = [name for name in NEEDS if not any(entry.family.name == name for entry in manager)]
+    if missing:
+        raise ModelNotLoaded(
+            " and ".join(missing),
+            manager.names(),
+            f"A HunyuanDiT pipeline needs {', '.join(NEEDS)}; load the missing files with load_model(path).",
+        )
 
 
 def _check_fit(dit: LoadedModel[Any], clip: LoadedModel[Any], t5: LoadedModel[Any], vae: LoadedModel[Any]) -> None:

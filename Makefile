@@ -1,0 +1,55 @@
+# make image   sets everything up and draws a picture
+# make test    sets everything up and runs every check
+#
+# Another torch, for example the newest with CUDA:   make image TORCH=torch
+# A torch from another index:                        make image TORCH_INDEX=https://...
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PROMPT := 一只獾轻轻嗅着一朵黄色玫瑰
+
+.PHONY: image test full-size benchmark clean
+
+image: $(VENV)/.installed
+	$(BIN)/python examples/random_models.py build/random
+	$(BIN)/diffsynth generate --model build/random/t2i --prompt "$(PROMPT)" \
+		--height 256 --width 256 --seed 0 --output image.png
+
+test: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+full-size: $(VENV)/.tools
+	$(BIN)/python -m benchmarks.full_size
+
+benchmark: $(VENV)/.tools
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.denoise
+
+clean:
+	rm -rf $(VENV) build image.png
+
+# torch goes first and alone: left to a dependency, pip would choose a build of several gigabytes.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	touch $@
+
+# The tested versions of everything but torch, which was chosen above.
+$(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
+	grep -v '^torch==' constraints.txt > $@
+
+$(VENV)/.installed: $(VENV)/constraints.txt pyproject.toml
+	$(PIP) --constraint $(VENV)/constraints.txt --editable .
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(PIP) --constraint $(VENV)/constraints.txt --editable ".[dev]"
+	touch $@

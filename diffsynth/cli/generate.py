@@ -1,0 +1,225 @@
+"""``diffsynth generate``: draw images from a prompt, or draw one again from its own recipe.
+
+The options for settings are made from the fields of the request, so a new setting needs no line here.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffsynth.cli.options import Debug, Kinds, Verbose, kinds_by_path
+from diffsynth.errors import Cancelled, InvalidRequest
+from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+
+if TYPE_CHECKING:
+    from diffsynth.manager import ModelManager
+    from diffsynth.pipelines.denoise import StepReport
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+# Types of request fields → types that the command line can read; pictures are given as files.
+OPTION_TYPES: dict[str, Any] = {
+    "str | None": str | None,
+    "int | None": int | None,
+    "float | None": float | None,
+    "bool | None": bool | None,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "Image | None": Path | None,
+    "tuple[str, ...]": list[str],
+    "tuple[float, ...]": list[float],
+    "tuple[Image, ...]": list[Path],
+}
+SHORT = {
+    "num_inference_steps": "--steps",
+    "local_prompts": "--local-prompt",
+    "masks": "--mask",
+    "mask_scales": "--mask-scale",
+}
+
+
+def generate(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="More checkpoint files.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for several images.")] = None,
+    model: Annotated[list[Path] | None, typer.Option(help="Checkpoint file or folder; repeat for each.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file; several get numbers.")] = Path(
+        "image.png"
+    ),
+    like: Annotated[Path | None, typer.Option(help="Draw a PNG of ours again; other options change it.")] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
+    conventions: Annotated[str | None, typer.Option(help="diffsynth, original or diffusers.")] = None,
+    beta_end: Annotated[float | None, typer.Option(help="Last beta of the noise schedule.")] = None,
+    clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt or its folder.")] = None,
+    t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps, cpu; the best there is by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    kinds: Kinds = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+    **settings: Any,
+) -> None:
+    """Draw images with HunyuanDiT.
+
+    Without --model the files that download_models(["HunyuanDiT"]) puts under models/ are taken.
+    """
+    if like is None and not prompt:
+        raise InvalidRequest("give a --prompt, or an image to draw again with --like.")
+    if output.suffix.lower() != ".png":
+        raise InvalidRequest(f"--output {output} must end in .png: the recipe is kept in that format.")
+    given = _given(settings)
+    recipe = _recipe(like, given)
+    from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
+    from diffsynth.pipelines.recipe import save_image
+
+    with _stopping() as callback:
+        manager = _load([*(model or []), *(files or [])], recipe, device, dtype, kinds_by_path(kinds))
+        pipe = HunyuanDiTImagePipeline.from_model_manager(
+            manager,
+            conventions or recipe.get("conventions", "diffsynth"),
+            beta_end=recipe.get("beta_end") if beta_end is None else beta_end,
+            clip_tokenizer=clip_tokenizer,
+            t5_tokenizer=t5_tokenizer,
+        )
+        prompts = prompt or [recipe["prompt"]]
+        total = len(prompts) * num_images
+        call = {**recipe.get("settings", {}), **given}
+        call.setdefault("seed", secrets.randbelow(2**32))
+        for start in range(0, total, batch_size):
+            numbers = range(start, min(start + batch_size, total))
+            texts = [prompts[number // num_images] for number in numbers]
+            seeds = [call["seed"] + number for number in numbers]
+            images = pipe(texts, batch_size=batch_size, callback=callback, **{**call, "seed": seeds})
+            for number, image in zip(numbers, images, strict=True):
+                path = output if total == 1 else output.with_stem(f"{output.stem}-{number + 1:04d}")
+                print(f"{save_image(image, path)}  seed {image.info['seed']}")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of the request but the prompt."""
+    own = signature(command, eval_str=True)
+    fixed = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    options = []
+    for name, field in HunyuanDiTRequest.settings().items():
+        if name == "prompt":
+            continue
+        names = [SHORT[name]] if name in SHORT else []
+        names.append("--" + name.replace("_", "-"))
+        if str(field.type).startswith("bool"):
+            names = [f"{names[-1]}/--no-{names[-1][2:]}"]
+        option = typer.Option(*names, help=field.metadata["help"], show_default=field.default not in (None, ()))
+        kind: Any = Annotated[OPTION_TYPES[str(field.type)], option]
+        default = [] if field.default == () else field.default
+        options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+    command.__signature__ = own.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
+    return command
+
+
+_with_settings(generate)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, pictures opened."""
+    fields = HunyuanDiTRequest.settings()
+    given: dict[str, Any] = {}
+    for name, value in settings.items():
+        default = fields[name].default
+        if value is None or value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        given[name] = _opened(value) if "Image" in str(fields[name].type) else value
+    return given
+
+
+def _opened(value: Path | list[Path]) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, list):
+        return [_opened(path) for path in value]
+    try:
+        with Image.open(value) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError as error:
+        raise InvalidRequest(f"{value} is not a picture that Pillow can read.") from error
+
+
+def _recipe(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of an image to draw again, with its settings as ``pipe(...)`` takes them."""
+    if like is None:
+        return {}
+    from diffsynth.pipelines.recipe import read_recipe, request_from
+
+    recipe = read_recipe(like)
+    for name in given:  # what is given anew, pictures above all, need not be in the recipe
+        recipe["request"].pop(name, None)
+    settings = request_from(recipe, HunyuanDiTRequest)
+    return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}
+
+
+def _load(
+    paths: list[Path], recipe: dict[str, Any], device: str | None, dtype: str | None, kinds: dict[str, str]
+) -> ModelManager:
+    """Load the files that were named, those of a recipe, or those of the catalogue."""
+    import torch
+
+    from diffsynth.hub.download import download_models
+    from diffsynth.manager import ModelManager
+
+    made_with = {each["path"]: each for each in recipe.get("models", [])}
+    dtype = dtype or next((each["dtype"] for each in recipe.get("models", [])), None)
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidRequest(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    manager = ModelManager(torch_dtype=torch.float16, device=device)
+    on_cpu = manager.device.type == "cpu"
+    manager.torch_dtype = getattr(torch, dtype or ("float32" if on_cpu else "float16"))
+    for path in paths or [Path(each) for each in made_with] or download_models(["HunyuanDiT"]):
+        manager.load_model(path, kind=kinds.get(str(path), kinds.get("")))
+    _compare_files(manager, recipe)
+    return manager
+
+
+def _compare_files(manager: ModelManager, recipe: dict[str, Any]) -> None:
+    """Say which weight files are not those that the recipe was made with."""
+    from diffsynth.core.digest import sha256_of
+
+    known = {file["sha256"] for each in recipe.get("models", []) for file in each["files"]}
+    for entry in manager:
+        for file in entry.checkpoint.files if known else ():
+            if sha256_of(file) not in known:
+                print(f"{file} is not the file that the image was drawn with; it will differ.", file=sys.stderr)
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[StepReport], None]]:
+    """Let Ctrl-C stop the drawing after the current step; a second one stops at once."""
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+
+    def callback(report: StepReport) -> None:
+        if asked:
+            raise Cancelled(f"stopped after step {report.step} of {report.steps}")
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield callback
+        if asked:
+            raise Cancelled("stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
