@@ -144,7 +144,7 @@ def test_without_the_condition_path_denoising_is_the_same_to_the_last_bit(config
         lambda: network(latents, torch.tensor([1.0]), text, rope, meta),
     ):
         with pytest.raises(
-            ModelNotLoaded, match=r"condition path of HunyuanDiT is not loaded.*load the checkpoint again"
+            ModelNotLoaded, match=r"not loaded: the condition path of HunyuanDiT.*load the checkpoint again"
         ):
             use()
 
