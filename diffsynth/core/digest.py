@@ -30,7 +30,7 @@ def sha256_of(path: Path) -> str:
     stamp = [stat.st_size, stat.st_mtime_ns]
     record = _load()
     known = record.get(str(path))
-    if isinstance(known, dict) and known.get("stamp") == stamp:
+    if isinstance(known, dict) and known.get("stamp") == stamp and "sha256" in known:
         return str(known["sha256"])
     digest = _digest(path)
     _remember(str(path), {"stamp": stamp, "sha256": digest})

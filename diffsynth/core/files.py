@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file or its folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
         _sync(temporary)

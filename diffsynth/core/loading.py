@@ -100,12 +100,7 @@ def check_header(found: Identified, checkpoint: Checkpoint, ours: Mapping[str, T
     """
     converter = Converter(found.layout.rules(found.config))
     expected = {found.prefix + key: tuple(tensor.shape) for key, tensor in converter.to_theirs(ours).items()}
-    extras = found.layout.extras
-    inside = {
-        key
-        for key in found.keys
-        if not converter.drops(key[len(found.prefix) :]) and not key.endswith(tuple(extras) or "\0")
-    }
+    inside = {key for key in found.keys - found.beside if not converter.drops(key[len(found.prefix) :])}
     missing = [key for key in expected if key not in checkpoint.header]
     unexpected = sorted(inside - expected.keys())
     shapes = {

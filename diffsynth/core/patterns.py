@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import count
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -52,5 +53,5 @@ def key_pattern(text: str, suffixes: tuple[str, ...] = ()) -> KeyPattern:
 
 def fold_numbers(key: str) -> str:
     """Replace the numbered parts of a key by ``{i}``, ``{j}``…: the pattern that a key suggests."""
-    names = iter("ijklmnopqrstuvwxyz")
+    names = (letter * times for times in count(1) for letter in "ijklmnopqrstuvwxyz")
     return ".".join("{" + next(names) + "}" if part.isdecimal() else part for part in key.split("."))

@@ -22,13 +22,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identified:
-    """One network found in a file: its family, spelling, config and the keys it claims."""
+    """One network found in a file: its family, spelling and config, and its keys there.
+
+    ``beside`` are those of the keys that lie around the network, such as a vocabulary, and are no weights of it.
+    """
 
     family: ModelFamily
     layout: Layout
     prefix: str
     config: Any
     keys: frozenset[str]
+    beside: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -113,8 +117,9 @@ class Registry:
         except ValueError as error:
             logger.debug("%s: not %s (%s): %s", checkpoint.path, family.name, layout.name, error)
             return None
-        keys = claimed_keys(checkpoint, prefix, Converter(layout.rules(config)), layout.extras)
-        return Identified(family, layout, prefix, config, keys)
+        inside = claimed_keys(checkpoint, prefix, Converter(layout.rules(config)))
+        beside = keys_beside(checkpoint, prefix, layout.extras)
+        return Identified(family, layout, prefix, config, inside | beside, beside)
 
     def _explain(self, checkpoint: Checkpoint, families: Sequence[ModelFamily], kind: str | None) -> tuple[str, str]:
         header = checkpoint.header
@@ -122,6 +127,8 @@ class Registry:
         what = f"as {kind}" if kind else "as any known network"
         problem = [f"is not recognised {what}. It holds {len(header)} tensors: {', '.join(shown)}"]
         problem += [f"  nearest: {line}" for line in _near_misses(checkpoint, families)]
+        if any("lora" in key.lower() for key in header):
+            problem.append("  its names are those of a LoRA, which changes a network and is none itself")
         remedy = (
             "If you know what it is, say so with kind= (in Python) or --as (on the command line), with one of: "
             f"{', '.join(sorted(family.name for family in self.families))}. `diffsynth inspect` lists its keys."
@@ -129,22 +136,27 @@ class Registry:
         return "\n".join(problem), remedy
 
 
-def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter, extras: Sequence[str]) -> frozenset[str]:
-    """Return the keys under a prefix whose first name the table speaks of, and the extras around the network."""
+def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter) -> frozenset[str]:
+    """Return the keys under a prefix whose first name the table speaks of."""
     roots = converter.roots()
-    parents = prefix.split(".")[:-1]
-    beside = {".".join([*parents[:depth], name]) for depth in range(len(parents)) for name in extras}
     return frozenset(
         key
         for key in checkpoint.header
-        if key in beside or (key.startswith(prefix) and key[len(prefix) :].split(".", 1)[0] in roots)
+        if key.startswith(prefix) and key[len(prefix) :].split(".", 1)[0] in roots
     )
+
+
+def keys_beside(checkpoint: Checkpoint, prefix: str, extras: Sequence[str]) -> frozenset[str]:
+    """Return the extras that lie directly under a prefix, or above it."""
+    parents = prefix.split(".")[:-1]
+    names = (".".join([*parents[:depth], name]) for depth in range(len(parents) + 1) for name in extras)
+    return frozenset(names) & checkpoint.header.keys()
 
 
 def _refuse_double_claims(checkpoint: Checkpoint, found: Sequence[Identified]) -> None:
     for index, first in enumerate(found):
         for second in found[index + 1 :]:
-            if both := first.keys & second.keys:
+            if both := (first.keys - first.beside) & (second.keys - second.beside):
                 raise AmbiguousCheckpoint(
                     checkpoint.path,
                     f"{first.label} and {second.label} both claim {len(both)} keys: {listed(sorted(both))}",
@@ -156,7 +168,7 @@ def _near_misses(checkpoint: Checkpoint, families: Sequence[ModelFamily]) -> lis
     tried: list[tuple[float, str]] = []
     for family in families:
         for layout in family.layouts:
-            prefixes = layout.signature.prefixes(checkpoint.header) or [""]
+            prefixes = layout.signature.possible_prefixes(checkpoint.header)
             best = max((layout.signature.measure(checkpoint.header, prefix) for prefix in prefixes), key=_score)
             if best.score > 0:
                 tried.append((best.score, f"{family.name} (layout {layout.name!r}): {_difference(best, layout)}"))

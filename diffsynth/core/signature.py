@@ -10,6 +10,8 @@ from diffsynth.types import Header, TensorSpec
 
 Dims = tuple[str | int, ...]
 
+_MOST_PREFIXES = 50  # that are compared to explain why a file is not recognised
+
 
 @dataclass(frozen=True)
 class Match:
@@ -65,6 +67,13 @@ class Signature:
         found = {key[: -len(anchor)] for key in header if key.endswith(anchor)}
         return sorted((prefix for prefix in found if not prefix or prefix.endswith(".")), key=len)
 
+    def possible_prefixes(self, header: Header) -> list[str]:
+        """Return every prefix under which any of the keys occurs, the shortest first: for files that lack some."""
+        patterns = [key_pattern(text) for text in self.required]
+        endings = [pattern.fill(dict.fromkeys(pattern.fields, 0)) for pattern in patterns]
+        found = {key[: -len(ending)] for ending in endings for key in header if key.endswith(ending)}
+        return sorted({"", *(prefix for prefix in found if prefix.endswith("."))}, key=len)[:_MOST_PREFIXES]
+
     def measure(self, header: Header, prefix: str) -> Match:
         """Compare a header with the signature under one prefix."""
         ruler = _Ruler()
@@ -73,7 +82,7 @@ class Signature:
         for text, dims in self.optional.items():
             ruler.lay(inside, text, dims)
         foreign = [text for text in self.absent if any(key_pattern(text).match(key) for key in inside)]
-        conflicts = ruler.conflicts + [f"{text} belongs to another network" for text in foreign]
+        conflicts = ruler.conflicts + ruler.gaps() + [f"{text} belongs to another network" for text in foreign]
         wrong = len(missing) + min(len(conflicts), 1)
         score = max(0.0, 1 - wrong / len(self.required))
         return Match(prefix, ruler.sizes, ruler.counts, tuple(missing), tuple(conflicts), score)
@@ -84,9 +93,22 @@ class _Ruler:
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
-        self.counts: dict[str, int] = {}
         self.conflicts: list[str] = []
+        self._numbers: dict[str, set[int]] = {}
         self._source: dict[str, str] = {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many items each field numbers, those that have no key included."""
+        return {name: max(numbers) + 1 for name, numbers in self._numbers.items()}
+
+    def gaps(self) -> list[str]:
+        """Return a sentence for each field whose numbers cannot be meant as a count: most of them are not there."""
+        return [
+            f"{name} goes up to {max(numbers)}, but only {len(numbers)} are there"
+            for name, numbers in self._numbers.items()
+            if max(numbers) >= 2 * len(numbers)
+        ]
 
     def lay(self, header: Header, text: str, dims: Dims) -> bool:
         """Measure every key of one pattern; return whether there was any."""
@@ -105,9 +127,12 @@ class _Ruler:
 
     def _measure(self, key: str, spec: TensorSpec, dims: Dims, fields: Mapping[str, int]) -> None:
         for name, number in fields.items():
-            self.counts[name] = max(self.counts.get(name, 0), number + 1)
+            self._numbers.setdefault(name, set()).add(number)
         if len(spec.shape) != len(dims):
             self.conflicts.append(f"{key} has shape {spec.shape}, {len(dims)} dimensions were expected")
+            return
+        if 0 in spec.shape:
+            self.conflicts.append(f"{key} has shape {spec.shape}, which is empty")
             return
         for dim, size in zip(dims, spec.shape, strict=True):
             if isinstance(dim, int):

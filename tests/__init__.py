@@ -1,0 +1,1 @@
+"""Tests of diffsynth; the folders mirror the package."""
