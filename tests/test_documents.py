@@ -1,0 +1,114 @@
+"""Every example runs: the blocks of the READMEs and the files in examples/, with toy models in the place of the real.
+
+The code runs word for word but for the device, the dtype, the size and the number of steps.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffsynth.cli import run
+from examples.random_models import write_models
+
+REPO = Path(__file__).parents[1]
+READMES = ("README.md", "README_zh.md")
+SMALLER = (
+    ('device="cuda"', 'device="cpu"'),
+    ("torch.float16", "torch.float32"),
+    ("1024", "64"),
+    ("512", "32"),
+    ("width=768", "width=48"),
+    ("num_inference_steps=50", "num_inference_steps=2"),
+    ("num_inference_steps=25", "num_inference_steps=2"),
+)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Return a name and the text of every block in the README; the Chinese one holds the same, as a test below says."""
+    texts = re.findall(rf"```{language}\n(.*?)```", (REPO / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    return [(f"{language}-{number}", text) for number, text in enumerate(texts, 1)]
+
+
+def smaller(text: str) -> str:
+    for before, after in SMALLER:
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with toy models where download_models puts the real ones."""
+    root = tmp_path_factory.mktemp("documents")
+    write_models(root / "models" / "HunyuanDiT")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DIFFSYNTH_CACHE", str(folder / "cache"))
+
+
+def run_python(text: str) -> None:
+    exec(compile(smaller(text), "<document>", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in blocks("python")])
+def test_python_blocks_of_the_readme_run(text: str, folder: Path) -> None:
+    before = set(folder.rglob("*"))
+
+    run_python(text)
+
+    draws_unsaved = "save" not in text
+    assert draws_unsaved or set(folder.rglob("*")) != before
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "examples").glob("*.py")), ids=lambda path: str(path.name))
+def test_examples_run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [path.name, "random"])
+    before = set(folder.rglob("*"))
+
+    run_python(path.read_text("utf-8"))
+
+    assert set(folder.rglob("*")) != before
+
+
+def test_an_example_is_one_idea_in_few_lines() -> None:
+    for path in (REPO / "examples").glob("*.py"):
+        if path.name != "random_models.py":
+            assert len(path.read_text("utf-8").splitlines()) <= 30, path.name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, id=f"{name}-{number}")
+        for name, text in blocks("bash")
+        for number, line in enumerate(text.splitlines())
+        if line.startswith("diffsynth")
+    ],
+)
+def test_commands_of_the_readme_run(line: str) -> None:
+    small = [] if "--like" in line or "generate" not in line else ["--height", "64", "--width", "64", "--steps", "2"]
+
+    program, *arguments = shlex.split(line)
+
+    assert program == "diffsynth"
+    assert run([*arguments, *small]) == 0
+
+
+def test_both_readmes_hold_the_same_code() -> None:
+    english, chinese = ((REPO / name).read_text("utf-8") for name in READMES)
+
+    def code(text: str) -> list[str]:
+        return re.findall(r"```\w+\n.*?```", text, flags=re.DOTALL)
+
+    def stripped(parts: list[str]) -> list[str]:
+        return [re.sub(r" *#.*", "", part) for part in parts]
+
+    assert stripped(code(english)) == stripped(code(chinese))
