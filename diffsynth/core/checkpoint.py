@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffsynth.core.formats.content import file_status
+from diffsynth.core.formats.disk import on_network_disk
 from diffsynth.core.formats.reader import BytesReader
 from diffsynth.core.formats.shards import check_index, find_in_folder, merge, read_index
 from diffsynth.core.formats.single import read_file, read_tensors
@@ -41,10 +42,12 @@ class Checkpoint(Mapping[str, Tensor]):
         format: "safetensors", "torch zip" or "torch legacy"; with ", N shards" for several files.
         wrapper: the names of the dicts the tensors were found under, joined by dots; or empty.
         nbytes: bytes of all files.
+        mapped: whether tensors are views of mapped files, else copies.
     """
 
     def __init__(self, path: Path, tables: Sequence[Table], *, mmap: bool = True) -> None:
         self.path = path
+        self.mapped = mmap
         self.files = tuple(table.stamp.path for table in tables)
         formats = " and ".join(sorted({table.format for table in tables}))
         self.format = formats if len(tables) == 1 else f"{formats}, {len(tables)} shards"
@@ -130,14 +133,16 @@ class Checkpoint(Mapping[str, Tensor]):
         return counts
 
 
-def open_checkpoint(path: str | PathLike[str] | Sequence[str | PathLike[str]], *, mmap: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path: str | PathLike[str] | Sequence[str | PathLike[str]], *, mmap: bool | None = None
+) -> Checkpoint:
     """Open a checkpoint and read its header, but no tensor.
 
     Args:
         path: a safetensors file, a file of ``torch.save``, an index of shards, a folder that holds one of these,
             or several files whose tensors belong together. What a file is, its content decides, not its name.
-        mmap: map the files into memory; otherwise read each tensor when it is asked for, which is safer on
-            network disks.
+        mmap: map the files into memory, or read each tensor when it is asked for; None maps them unless they lie on
+            a network disk, where a mapped file is lost with the connection.
 
     Raises:
         CheckpointError: one of its subclasses says what is wrong: ``NotACheckpoint``, ``CorruptCheckpoint``,
@@ -151,6 +156,8 @@ def open_checkpoint(path: str | PathLike[str] | Sequence[str | PathLike[str]], *
         named, tables = found[0][0], [table for _, each in found for table in each]
     else:
         raise ValueError("open_checkpoint needs at least one path")
+    if mmap is None:
+        mmap = not any(on_network_disk(table.stamp.path) for table in tables)
     checkpoint = Checkpoint(named, tables, mmap=mmap)
     logger.debug("opened %r, found under %r", checkpoint, checkpoint.wrapper)
     return checkpoint
