@@ -34,11 +34,14 @@ def inspect(
     chosen = kinds_by_path(kinds)
     parts = [part for path in paths for part in (component_folders(path) or [path])]
     rows = [_describe(registry, part, chosen.get(str(part), chosen.get("")), verify=verify) for part in parts]
+    missing = _missing(rows)
     if as_json:
-        print(json.dumps({"files": rows}, ensure_ascii=False, indent=1))
+        print(json.dumps({"files": rows, "missing": missing}, ensure_ascii=False, indent=1))
     else:
         for row in rows:
             _show(row)
+        for pipeline, names in missing.items():
+            print(f"{pipeline} " + (f"still needs: {', '.join(names)}" if names else "has every network it needs"))
     return 1 if any(row["error"] for row in rows) else 0
 
 
@@ -64,6 +67,19 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
         if "format" in row and not row["networks"]:
             row["layers"] = _folded(checkpoint)
     return row
+
+
+def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return, for each pipeline that one of the networks is for, the networks that it still needs."""
+    from diffsynth.pipelines.hunyuan_dit.pipeline import NEEDS, HunyuanDiTImagePipeline
+
+    have = {network["family"] for row in rows for network in row["networks"]}
+    needs = {HunyuanDiTImagePipeline.__name__: NEEDS}
+    return {
+        name: [family for family in families if family not in have]
+        for name, families in needs.items()
+        if have & {*families}
+    }
 
 
 def _check(found: Identified, checkpoint: Checkpoint) -> None:

@@ -45,6 +45,18 @@ def test_inspect_names_every_network_of_a_release(models: Path, capsys: pytest.C
         assert expected in out
 
 
+def test_inspect_names_the_networks_that_a_pipeline_still_needs(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["inspect", str(models / "model"), str(models / "mt5")])
+    some = capsys.readouterr().out
+    run(["inspect", str(models)])
+    every = capsys.readouterr().out
+
+    assert "HunyuanDiTImagePipeline still needs: bert_clip, autoencoder_kl" in some
+    assert "HunyuanDiTImagePipeline has every network it needs" in every
+
+
 def test_inspect_prints_json_with_the_promised_keys(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = models / "model" / "pytorch_model_ema.pt"
 
