@@ -22,7 +22,7 @@ from diffsynth.core.loading import load_network
 from diffsynth.core.placement import resolve_device
 from diffsynth.core.registry import Identified, Registry
 from diffsynth.core.saving import save_network
-from diffsynth.errors import AmbiguousModel, ModelNotLoaded, UnknownCheckpoint, listed
+from diffsynth.errors import AmbiguousModel, CheckpointError, ModelNotLoaded, UnknownCheckpoint, listed
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +82,28 @@ class LoadedModel(Generic[M]):
         if self.mapped:
             self.checkpoint.check_unchanged()
 
+    def comes_from(self, checkpoint: Checkpoint, found: Identified) -> bool:
+        """Whether it is this network of this file, whichever way the file's path was written."""
+        if (self.family, self.found.prefix) != (found.family, found.prefix):
+            return False
+        return _resolved(self.checkpoint) == _resolved(checkpoint)
+
+    def is_current(self) -> bool:
+        """Whether its files are still those that were opened."""
+        try:
+            self.checkpoint.check_unchanged()
+        except CheckpointError:
+            return False
+        return True
+
     def answers_to(self, variant: str) -> bool:
         """Whether a variant means this network: its path, its file's name with or without ending, or its prefix."""
         path = self.path
         return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."))
+
+
+def _resolved(checkpoint: Checkpoint) -> list[Path]:
+    return [file.resolve() for file in checkpoint.files]
 
 
 class ModelManager:
@@ -183,17 +201,17 @@ class ModelManager:
 
     def _load(self, found: Identified, checkpoint: Checkpoint, torch_dtype: torch.dtype | None) -> LoadedModel[Any]:
         dtype = torch_dtype or found.family.dtype or self.torch_dtype
-        for entry in self._loaded:
-            same = entry.checkpoint.files == checkpoint.files and entry.found.prefix == found.prefix
-            if same and entry.family is found.family and dtype in (None, entry.dtype):
-                entry.checkpoint.check_unchanged()
+        same = [each for each in self if each.comes_from(checkpoint, found) and dtype in (None, each.dtype)]
+        for entry in same:
+            if entry.is_current():
                 logger.info("%s is loaded already", entry.label)
                 return entry
+            logger.info("%s has changed, so it is loaded again", entry.label)
         started = time.perf_counter()
         module, mapped = load_network(found, checkpoint, dtype=dtype, device=self.device)
         actual = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
-        entry = LoadedModel(module, found, checkpoint, actual, mapped)
-        self._loaded.append(entry)
+        entry = LoadedModel(module, found, checkpoint, actual, mapped and checkpoint.mapped)
+        self._loaded = [*(each for each in self if each not in same), entry]
         logger.info("loaded %s in %.1f s", entry.label, time.perf_counter() - started)
         return entry
 
@@ -298,9 +316,13 @@ class ModelManager:
         return save_network(entry.module, entry.family, entry.config, Path(path), layout or entry.found.layout.name)
 
     def verify(self) -> dict[str, dict[str, int]]:
-        """Read every loaded file and return those with NaN or infinity: label → key → how many."""
-        counted = {entry.label: entry.checkpoint.nonfinite() for entry in self._loaded}
-        return {label: bad for label, bad in counted.items() if bad}
+        """Read every loaded file and return the networks with NaN or infinity: label → key → how many."""
+        counted = {checkpoint: checkpoint.nonfinite() for checkpoint in {entry.checkpoint for entry in self}}
+        bad = {
+            entry.label: {key: n for key, n in counted[entry.checkpoint].items() if key in entry.found.keys}
+            for entry in self
+        }
+        return {label: keys for label, keys in bad.items() if keys}
 
     def __repr__(self) -> str:
         rows = [

@@ -60,7 +60,8 @@ def load_network(
     checkpoint.check_unchanged()
     module.load_state_dict(state, strict=True, assign=True)
     if isinstance(module, NeedsFinishing):
-        module.after_load()
+        with torch.random.fork_rng(devices=()):  # what it builds draws numbers that the caller's seed did not mean
+            module.after_load()
     module.to(device)
     return module.eval().requires_grad_(requires_grad=False), mapped
 
@@ -76,9 +77,8 @@ def _read(
     placed = [_placed(tensor, dtype, device) for tensor in converted[: 1 if tied else None]]
     memory = {tensor.untyped_storage().data_ptr() for tensor in read}
     views = any(tensor.untyped_storage().data_ptr() in memory for tensor in placed)
-    if not views:
-        for key in keys:
-            checkpoint.forget(key)
+    for key in keys:  # a view finds its pages in the file again when it is used
+        checkpoint.forget(key)
     return dict(zip(step.ours, placed * len(step.ours) if tied else placed, strict=True)), views
 
 

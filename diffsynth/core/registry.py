@@ -140,9 +140,7 @@ def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter) -> f
     """Return the keys under a prefix whose first name the table speaks of."""
     roots = converter.roots()
     return frozenset(
-        key
-        for key in checkpoint.header
-        if key.startswith(prefix) and key[len(prefix) :].split(".", 1)[0] in roots
+        key for key in checkpoint.header if key.startswith(prefix) and key[len(prefix) :].split(".", 1)[0] in roots
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from diffsynth.core.convert import Converter
 from diffsynth.core.family import Layout, ModelFamily
 from diffsynth.core.files import replacing
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import InvalidRequest, listed
 from diffsynth.types import StateDict
 
 
@@ -50,14 +50,24 @@ def save_network(
         The path.
 
     Raises:
-        InvalidRequest: the family has no such layout.
+        InvalidRequest: the family has no such layout, or weights of the network are no longer there.
         OSError: the file cannot be written.
     """
     try:
         chosen = family.layout(layout)
     except KeyError as error:
         raise InvalidRequest(str(error.args[0])) from error
+    _refuse_parts(module, family, config)
     state = {key: tensor.detach().contiguous() for key, tensor in to_layout(module, chosen, config).items()}
     with replacing(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
     return path
+
+
+def _refuse_parts(module: nn.Module, family: ModelFamily, config: Any) -> None:
+    gone = family.build_on_meta(config).state_dict().keys() - module.state_dict().keys()
+    if gone:
+        raise InvalidRequest(
+            f"{family.name} cannot be saved: {len(gone)} of its weights were freed, such as {listed(sorted(gone), 3)}. "
+            "To save it, load it again."
+        )

@@ -18,7 +18,7 @@ from diffsynth.manager import LoadedModel
 from diffsynth.pipelines.denoise import StepReport
 from diffsynth.pipelines.latents import seed_from
 from diffsynth.pipelines.recipe import Recipe, attach
-from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
+from diffsynth.pipelines.request import ImageRequest, check_range, plain, resolve_names
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class ImagePipeline(ABC, Generic[R]):
             CheckpointError: a weight file was changed since it was loaded.
             NonFiniteResult: numbers overflowed, in float32 too.
         """
-        check_range("num_images_per_prompt", num_images_per_prompt, 1, 10_000)
-        check_range("batch_size", batch_size, 1, 10_000)
+        check_range("num_images_per_prompt", num_images_per_prompt, 1, 10_000, whole=True)
+        check_range("batch_size", batch_size, 1, 10_000, whole=True)
         known = (*self.request_type.settings(), "seed")
         requests = make_requests(self.request_type, prompt, num_images_per_prompt, resolve_names(settings, known))
         monitor = Monitor(progress_bar_cmd or _terminal_bar, progress_bar_st, callback)
@@ -118,6 +118,7 @@ class ImagePipeline(ABC, Generic[R]):
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
+        self.remark(requests[0], chosen[0])
         images = self.draw_batch(chosen, monitor or Monitor(_terminal_bar))
         for image, request in zip(images, chosen, strict=True):
             attach(image, Recipe(type(self).__name__, self.describe(), request, self.models))
@@ -137,6 +138,10 @@ class ImagePipeline(ABC, Generic[R]):
         """Fill in what the request leaves to the pipeline's conventions."""
 
     @abstractmethod
+    def remark(self, request: R, complete: R) -> None:
+        """Warn of what a user may not expect: settings that were changed or have no effect beside the others."""
+
+    @abstractmethod
     def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
         """Draw complete requests that differ in prompts and seeds only."""
 
@@ -149,11 +154,12 @@ def make_requests(
     Raises:
         InvalidRequest: a list has the wrong length, or a setting is not valid.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else _listed("prompt", prompt)
     if not prompts:
         raise InvalidRequest("prompt is an empty list; nothing to draw.")
-    negatives = settings.pop("negative_prompt", None)
-    negatives = [negatives] * len(prompts) if negatives is None or isinstance(negatives, str) else list(negatives)
+    negative = settings.pop("negative_prompt", None)
+    one = negative is None or isinstance(negative, str)
+    negatives = [negative] * len(prompts) if one else _listed("negative_prompt", negative)
     if len(negatives) != len(prompts):
         raise InvalidRequest(f"negative_prompt has {len(negatives)} entries for {len(prompts)} prompts.")
     pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(count)]
@@ -164,8 +170,15 @@ def make_requests(
     ]
 
 
+def _listed(name: str, texts: Any) -> list[Any]:
+    if not isinstance(texts, Iterable):
+        raise InvalidRequest(f"{name} must be text or a list of texts, not {type(texts).__name__}.")
+    return list(texts)
+
+
 def _seeds(source: Any, count: int) -> list[int]:
     """Return a seed per image from one seed, a generator, a list of either, or nothing."""
+    source = plain(source)
     if isinstance(source, (list, tuple)):
         if len(source) != count:
             raise InvalidRequest(f"{len(source)} seeds were given for {count} images.")

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -63,15 +64,19 @@ class ImageRequest:
         return cls(**resolve_names(settings, tuple(cls.settings())))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
-            raise InvalidRequest(f"prompt must be text, not {type(self.prompt).__name__}.")
+        for name, each in self.settings().items():
+            if getattr(self, name) is None and each.default is not None:
+                raise InvalidRequest(f"{name} cannot be None; leave it out for what is usual.")
+        for name in ("prompt", "negative_prompt", "scheduler"):
+            check_type(name, getattr(self, name), str, "text")
         check_range("cfg_scale", self.cfg_scale, 0, 100)
         check_range("guidance_rescale", self.guidance_rescale, 0, 1)
-        check_range("height", self.height, 16, 16384)
-        check_range("width", self.width, 16, 16384)
-        check_range("num_inference_steps", self.num_inference_steps, 1, 1000)
-        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("height", self.height, 16, 16384, whole=True)
+        check_range("width", self.width, 16, 16384, whole=True)
+        check_range("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True)
+        check_range("seed", self.seed, 0, 2**63 - 1, whole=True)
         check_range("denoising_strength", self.denoising_strength, 0, 1)
+        check_picture("input_image", self.input_image)
         if self.denoising_strength == 0:
             raise InvalidRequest("denoising_strength must be above 0; 0 would return the input image as it is.")
         if self.input_image is None and self.denoising_strength < 1:
@@ -95,13 +100,35 @@ def resolve_names(settings: Mapping[str, Any], known: Sequence[str]) -> dict[str
             raise InvalidRequest(f"there is no setting called {printable(name)!r}.{hint}")
         if ours in resolved:
             raise InvalidRequest(f"{ours} is given twice, also under another name ({name}). Give it once.")
-        resolved[ours] = value
+        resolved[ours] = plain(value)
     return resolved
 
 
-def check_range(name: str, value: float | None, low: float, high: float) -> None:
-    """Raise InvalidRequest unless a value is None or a number from ``low`` to ``high``."""
-    if value is None:
+def plain(value: Any) -> Any:
+    """Return a number of another library, such as numpy, as Python's own, and anything else as it is."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def check_range(name: str, value: float | None, low: float, high: float, *, whole: bool = False) -> None:
+    """Raise InvalidRequest unless a value is None or a number from ``low`` to ``high``, a whole one if need be."""
+    kinds = int if whole else (int, float)
+    if value is None or (isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high):
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be a number from {low} to {high}, not {printable(value)!r}.")
+    number = "whole number" if whole else "number"
+    raise InvalidRequest(f"{name} must be a {number} from {low} to {high}, not {printable(value)!r}.")
+
+
+def check_type(name: str, value: object, kind: type, words: str) -> None:
+    """Raise InvalidRequest unless a value is None or of a kind, which ``words`` names for the message."""
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequest(f"{name} must be {words}, not {type(value).__name__}.")
+
+
+def check_picture(name: str, value: object) -> None:
+    """Raise InvalidRequest unless a value is None or a PIL image."""
+    if value is not None and not hasattr(value, "convert"):
+        raise InvalidRequest(f"{name} must be a picture (PIL image), not {type(value).__name__}.")

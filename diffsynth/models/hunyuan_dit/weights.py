@@ -23,6 +23,10 @@ def read_config(match: Match) -> HunyuanDiTConfig:
     with_sizes = size["text"] + 6 * 256 + size["hidden"]
     if size["condition"] not in (size["text"], with_sizes):
         raise ValueError(f"the condition has {size['condition']} values; {size['text']} or {with_sizes} were expected")
+    if size["hidden"] % size["head"]:
+        raise ValueError(f"hidden size {size['hidden']} is not a multiple of the head size {size['head']}")
+    if size["tokens"] < size["pooled"]:
+        raise ValueError(f"the padding has {size['tokens']} tokens, fewer than the {size['pooled']} of the pooler")
     t5_len = size["pooled"] - 1  # the pooler adds one summary token
     return HunyuanDiTConfig(
         in_channels=size["channels"],

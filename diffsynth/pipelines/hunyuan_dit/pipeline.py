@@ -15,7 +15,7 @@ from typing_extensions import Self, override
 
 from diffsynth.errors import InvalidRequest, ModelNotLoaded
 from diffsynth.manager import LoadedModel, ModelManager
-from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+from diffsynth.models.autoencoder_kl.model import AutoencoderKL, Posterior
 from diffsynth.models.autoencoder_kl.tiled import decode_tiled, encode_tiled
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.condition import Condition, Plan, TextFeatures
@@ -37,8 +37,12 @@ from diffsynth.schedulers.catalog import make_scheduler
 logger = logging.getLogger(__name__)
 
 BETA_START = 0.00085
+DEFAULT_TILES = (HunyuanDiTRequest.tile_size, HunyuanDiTRequest.tile_stride)
 NEEDS = ("hunyuan_dit", "bert_clip", "mt5", "autoencoder_kl")
-PERTURBED_BLOCKS = frozenset({1})
+# Diffusers' default, "blocks.1", is a pattern that fits the numbers of these blocks.
+PERTURBED_BLOCKS = frozenset({1, *range(10, 20)})
+
+VERIFY_VAE = "Run `diffsynth inspect --verify` on the autoencoder's file."
 
 
 @dataclass(kw_only=True, eq=False)
@@ -134,29 +138,38 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
 
     @override
     def complete(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
-        """Fill in what the request leaves open; a size between multiples is moved to one, with a warning."""
-        conventions, image = self.conventions, request.input_image
-        wanted = (
-            request.height or (image.height if image else 1024),
-            request.width or (image.width if image else 1024),
-        )
+        conventions = self.conventions
         multiple = self.vae.config.downscale * self.denoiser.config.patch_size
-        height, width = conventions.size(*wanted, multiple, binning=request.resolution_binning)
-        if (height, width) != wanted:
-            logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, height, width)
-        cfg_scale = conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale
-        if request.negative_prompt and not conventions.guides(cfg_scale):
-            logger.warning("the negative prompt has no effect: cfg_scale %s turns guidance off", cfg_scale)
+        height, width = conventions.size(*_wanted_size(request), multiple, binning=request.resolution_binning)
         return replace(
             request,
             height=height,
             width=width,
-            cfg_scale=cfg_scale,
+            cfg_scale=conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale,
             negative_prompt=conventions.negative(request.negative_prompt),
             num_inference_steps=request.num_inference_steps or conventions.num_inference_steps,
             scheduler=request.scheduler or conventions.scheduler,
             resolution_binning=False,
         )
+
+    @override
+    def remark(self, request: HunyuanDiTRequest, complete: HunyuanDiTRequest) -> None:
+        wanted, size = _wanted_size(request), (complete.height, complete.width)
+        if size != wanted:
+            logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, *size)
+        image = request.input_image
+        if image is not None and image.size != size[::-1]:
+            sizes = (*image.size[::-1], *size)
+            logger.warning("the input image of %d x %d (height x width) is resized to %d x %d", *sizes)
+        assert complete.cfg_scale is not None
+        if not self.conventions.guides(complete.cfg_scale):
+            off = f"cfg_scale {complete.cfg_scale} turns guidance off"
+            if request.negative_prompt:
+                logger.warning("the negative prompt has no effect: %s", off)
+            if request.guidance_rescale and not request.perturbed_attention_scale:
+                logger.warning("guidance_rescale has no effect: %s", off)
+        if not request.tiled and (request.tile_size, request.tile_stride) != DEFAULT_TILES:
+            logger.warning("tile_size and tile_stride have no effect without tiled=True")
 
     def scheduler_for(self, request: HunyuanDiTRequest) -> Scheduler:
         """Return the sampler that a request names, in the sense of the conventions.
@@ -265,7 +278,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             parts = velocity.float().chunk(sides)
             perturbed = None
             if guidance.perturbed_scale > 0:
-                blocks = PERTURBED_BLOCKS
+                blocks = PERTURBED_BLOCKS.intersection(range(self.denoiser.config.depth))
                 perturbed = self.denoiser.denoise(latents, step, prompts_only, tile=tile, perturbed_blocks=blocks)
             return guidance.combine(
                 parts[first],
@@ -281,14 +294,18 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         assert request.input_image is not None
         assert request.height is not None
         assert request.width is not None
-        size = (request.height, request.width)
-        if request.input_image.size != size[::-1]:
-            logger.warning("the input image of %d x %d is resized to %d x %d", *request.input_image.size, *size[::-1])
-        pixels = image_to_pixels(request.input_image, *size).to(next(self.vae.parameters()))
-        if request.tiled:
-            posterior = encode_tiled(self.vae, pixels, tile_size=request.tile_size, tile_stride=request.tile_stride)
-        else:
-            posterior = self.vae.encode(pixels)
+        image, height, width = request.input_image, request.height, request.width
+
+        def encode() -> tuple[Posterior, str | None]:
+            pixels = image_to_pixels(image, height, width).to(next(self.vae.parameters()))
+            if request.tiled:
+                found = encode_tiled(self.vae, pixels, tile_size=request.tile_size, tile_stride=request.tile_stride)
+            else:
+                found = self.vae.encode(pixels)
+            good = found.mean.isfinite().all() and found.std.isfinite().all()
+            return found, None if good else "encoding the input image"
+
+        posterior = finite(encode, (self.vae,), VERIFY_VAE)
         latents = posterior.sample(noise.draw()) if self.conventions.samples_posterior else posterior.mean
         return latents.float().to(self.device).expand(count, -1, -1, -1) * self.latent_scale
 
@@ -306,8 +323,14 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
                 pixels = self.vae.decode(scaled, norm_out_eps=eps)
             return pixels, None if pixels.isfinite().all() else "decoding the image"
 
-        pixels = finite(decode, (self.vae,), "Run `diffsynth inspect --verify` on the autoencoder's file.")
+        pixels = finite(decode, (self.vae,), VERIFY_VAE)
         return pixels_to_images(pixels, truncate=self.conventions.truncates_pixels)
+
+
+def _wanted_size(request: HunyuanDiTRequest) -> tuple[int, int]:
+    """Return the height and width asked for, by default those of the input image."""
+    image = request.input_image
+    return request.height or (image.height if image else 1024), request.width or (image.width if image else 1024)
 
 
 def _first_bad(good: Tensor) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsynth.errors import InvalidRequest
 from diffsynth.manager import LoadedModel
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.condition import TextFeatures
@@ -49,6 +50,10 @@ class HunyuanDiTPromptEncoder:
         Raises:
             InvalidRequest: an encoder has no such layer.
         """
+        for name, skip, encoder in (("clip_skip", clip_skip, self.clip), ("clip_skip_2", clip_skip_2, self.t5)):
+            layers = encoder.config.num_layers
+            if not 1 <= skip <= layers:
+                raise InvalidRequest(f"{name} is {skip}; it must be from 1, the last layer, to {layers}, the first.")
         clip, clip_mask = _encode(self.clip, self.clip_tokenizer, prompts, clip_skip)
         t5, t5_mask = _encode(self.t5, self.t5_tokenizer, prompts, clip_skip_2)
         return TextFeatures(clip, clip_mask, t5, t5_mask)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffsynth.errors import InvalidRequest
-from diffsynth.pipelines.request import ImageRequest, check_range, setting
+from diffsynth.pipelines.request import ImageRequest, check_picture, check_range, check_type, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,8 +44,14 @@ class HunyuanDiTRequest(ImageRequest):
             )
         for scale in self.mask_scales:
             check_range("each of mask_scales", scale, 0, 100)
-        check_range("clip_skip", self.clip_skip, 1, 1000)
-        check_range("clip_skip_2", self.clip_skip_2, 1, 1000)
-        check_range("tile_size", self.tile_size, 2, 1024)
-        check_range("tile_stride", self.tile_stride, 1, self.tile_size)
+        for text in self.local_prompts:
+            check_type("each of local_prompts", text, str, "text")
+        for mask in self.masks:
+            check_picture("each of masks", mask)
+        check_range("clip_skip", self.clip_skip, 1, 1000, whole=True)
+        check_range("clip_skip_2", self.clip_skip_2, 1, 1000, whole=True)
+        check_type("tiled", self.tiled, bool, "True or False")
+        check_range("tile_size", self.tile_size, 2, 1024, whole=True)
+        check_range("tile_stride", self.tile_stride, 1, self.tile_size, whole=True)
         check_range("perturbed_attention_scale", self.perturbed_attention_scale, 0, 100)
+        check_type("resolution_binning", self.resolution_binning, bool, "True, False or None")

@@ -1,0 +1,33 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.random_models import write_models
+
+
+@pytest.fixture(scope="session")
+def toy_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The four files of a small random HunyuanDiT 1.2 in the published layout; read them, do not write to them."""
+    return write_models(tmp_path_factory.mktemp("v1.2"))
+
+
+@pytest.fixture(scope="session")
+def toy_files_v1_1(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same of version 1.1, whose denoiser is told the size of the image."""
+    return write_models(tmp_path_factory.mktemp("v1.1"), size_conditioning=True, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a run of the command line inside a test does to the logger, which others listen to."""
+    logger = logging.getLogger("diffsynth")
+    level, handlers, propagate = logger.level, list(logger.handlers), logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = handlers, propagate

@@ -1,0 +1,156 @@
+"""The benchmarks run at toy size and say what they should; how long anything takes is not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from benchmarks import denoise, full_size, full_size_ours, load
+from benchmarks.measure import Recorder, Spread
+from benchmarks.published_files import CLIP, DIT, EMBEDDINGS, T5, VAE, shapes, write_published
+from benchmarks.sizes import FULL, SIZES
+
+LAYOUTS = Path(__file__).parents[2] / "shared" / "facts" / "layouts"
+PUBLISHED = {
+    CLIP: "original_clip_text_encoder_bin",
+    T5: "original_mt5_bin",
+    DIT: "original_dit_v1.0_v1.1",
+    VAE: "sdxl_vae_diffusers",
+}
+
+
+def test_the_load_benchmark_measures_both_libraries_on_the_same_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--size", "tiny", "--repeats", "1", "--warm-up", "0", "--dtypes", "float32", "--threads", "1"]
+
+    report = load.main([*few, "--folder", str(tmp_path), "--json", str(tmp_path / "load.json")])
+
+    cases = [(row["library"], row["files"], row["dtype"]) for row in report["cases"]]
+    assert len(set(cases)) == len(cases) == 3
+    assert len({row["runs"][0]["values"] for row in report["cases"]}) == 1
+    assert all(row[name]["count"] == 1 for row in report["cases"] for name in (*load.TIMES, *load.SIZES_MB))
+    assert report["page_cache"] == "warm"
+    assert report["environment"]["threads"] == 1
+    assert json.loads((tmp_path / "load.json").read_text("utf-8")) == report
+    assert "median of 1" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["load.json"]
+
+
+def test_the_denoise_benchmark_compares_three_ways_that_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+
+    report = denoise.main(
+        ["--size", "tiny", "--pixels", "64", "96", "--repeats", "2", "--threads", str(threads), "--bound", "1e-5"]
+    )
+
+    ways = ["plain forward", "after plan", "Diffusers", "the plan, once"]
+    assert [(row["pixels"], row["way"]) for row in report["measured"]] == [(p, way) for p in (64, 96) for way in ways]
+    assert all(row["ms"]["count"] == 2 for row in report["measured"])
+    plain, planned = report["measured"][:2]
+    assert planned["operators"] < plain["operators"]
+    assert "after plan" in capsys.readouterr().out
+
+
+def test_the_denoise_benchmark_fails_where_results_differ() -> None:
+    arguments = ["--size", "tiny", "--pixels", "64", "--repeats", "1", "--threads", str(torch.get_num_threads())]
+
+    with pytest.raises(SystemExit, match="not the same as Diffusers"):
+        denoise.main([*arguments, "--bound", "0"])
+
+
+def test_the_full_size_proof_passes_at_toy_size_and_removes_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_size.main(["--size", "tiny", "--side", "64", "--folder", str(tmp_path)])
+
+    report = json.loads((tmp_path / full_size.RESULT).read_text("utf-8"))
+    assert set(report["compared"]) == {"clip", "t5", "latents", "picture"}
+    stages = [stage["name"] for stage in report["ours"]["stages"]]
+    assert stages[0] == "import"
+    assert stages[-4:] == ["encode prompts", "plan", "denoise", "decode"]
+    assert sum(name.startswith("load ") for name in stages) == 4
+    assert not (tmp_path / "models").exists()
+    assert "Largest differences" in capsys.readouterr().out
+
+
+def test_the_full_size_proof_is_skipped_with_a_sentence_where_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(full_size, "NEEDED_DISK", 1e30)
+
+    full_size.main(["--folder", str(tmp_path)])
+
+    assert capsys.readouterr().out.startswith("skipped: ")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_proof_runs_the_program_of_the_readme_word_for_word() -> None:
+    program = full_size_ours.readme_program(256)
+
+    lines = full_size_ours.README.read_text("utf-8").splitlines()
+    changed = [line for line in program.splitlines() if line not in lines]
+    assert len(changed) == 2  # where the manager is made, and where the pipeline is called
+    assert 'torch_dtype=torch.float32, device="cpu"' in changed[0]
+    assert "num_inference_steps=2, height=256, width=256" in changed[1]
+
+
+def test_the_proof_says_what_a_changed_readme_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "README.md"
+    changed.write_text("```python\nprint()\n```\n", "utf-8")
+    monkeypatch.setattr(full_size_ours, "README", changed)
+
+    with pytest.raises(ValueError, match=r"README\.md has 'torch_dtype=torch\.float16' 0 times"):
+        full_size_ours.readme_program(256)
+
+
+def test_a_difference_above_its_bound_fails_the_proof() -> None:
+    good = {"difference": 1.0, "bound": 2.0, "spread": 40.0}
+
+    full_size.check({"picture": good})
+    with pytest.raises(SystemExit, match="latents differs by 3"):
+        full_size.check({"latents": {**good, "difference": 3.0}, "picture": good})
+    with pytest.raises(SystemExit, match="differs by nan"):
+        full_size.check({"latents": {**good, "difference": float("nan")}, "picture": good})
+    with pytest.raises(SystemExit, match="one colour"):
+        full_size.check({"picture": {**good, "spread": 0.0}})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_files_have_the_published_keys_and_shapes(name: str) -> None:
+    path = LAYOUTS / f"{PUBLISHED[name]}.tsv"
+    if not path.is_file():
+        pytest.skip("the lists of published keys are not beside this repository")
+
+    rows = [line.partition("\t") for line in path.read_text("utf-8").splitlines()]
+
+    assert shapes(FULL)[name] == {key: tuple(int(side) for side in text.split(",") if side) for key, _, text in rows}
+
+
+def test_the_embedding_is_in_the_file_once(tmp_path: Path) -> None:
+    files = write_published(tmp_path, SIZES["tiny"])
+
+    state = torch.load(next(path for path in files if path.parent.name == "mt5"), weights_only=True)
+
+    assert {state[name].data_ptr() for name in EMBEDDINGS} == {state["shared.weight"].data_ptr()}
+    assert state["lm_head.weight"].data_ptr() != state["shared.weight"].data_ptr()
+
+
+def test_stages_in_a_row_with_one_name_are_added_up() -> None:
+    recorder = Recorder()
+
+    for name in ("open", "open", "load"):
+        with recorder.stage(name):
+            pass
+
+    assert [stage["name"] for stage in recorder.summary()] == ["open", "load"]
+    assert recorder.summary()[0]["seconds"] == sum(stage.seconds for stage in recorder.stages[:2])
+
+
+def test_a_spread_has_the_middle_value() -> None:
+    assert Spread.of([3.0, 1.0, 8.0]) == Spread(3.0, 1.0, 8.0, 3)
