@@ -117,7 +117,7 @@ class ModelManager:
         model_id_list: names from the catalogue whose files are loaded at once, as ``download_models`` gives them.
         downloading_priority: the hubs to ask, in this order.
         file_path_list: files to load at once.
-        mmap: map files instead of reading them into memory; turn off on unreliable network disks.
+        mmap: map files, or read them into memory; None maps them unless they lie on a network disk.
 
     Raises:
         InvalidRequest: the device does not exist here.
@@ -132,7 +132,7 @@ class ModelManager:
         downloading_priority: Sequence[str] = ("ModelScope", "HuggingFace"),
         file_path_list: Sequence[AnyPath | Sequence[AnyPath]] = (),
         *,
-        mmap: bool = True,
+        mmap: bool | None = None,
     ) -> None:
         self.torch_dtype = torch_dtype
         self.device = resolve_device(device)

@@ -89,7 +89,12 @@ def _check(found: Identified, checkpoint: Checkpoint) -> None:
 
 
 def _network(found: Identified, checkpoint: Checkpoint) -> dict[str, Any]:
-    specs = [checkpoint.header[key] for key in found.keys]
+    from diffsynth.core.convert import Converter
+
+    converter = Converter(found.layout.rules(found.config))
+    inside = found.keys - found.beside
+    used = [key for key in inside if not converter.drops(key[len(found.prefix) :])]
+    specs = [checkpoint.header[key] for key in used]
     dtypes = {str(spec.dtype).removeprefix("torch.") for spec in specs}
     return {
         "family": found.family.name,
@@ -98,6 +103,7 @@ def _network(found: Identified, checkpoint: Checkpoint) -> dict[str, Any]:
         "version": found.family.version(found.config),
         "dtype": " and ".join(sorted(dtypes)),
         "parameters": sum(spec.numel for spec in specs),
+        "left_out": len(inside) - len(used),
         "config": asdict(found.config),
     }
 
@@ -126,6 +132,8 @@ def _show(row: dict[str, Any]) -> None:
             f"{network['parameters'] / 1e6:,.1f} M values"
         )
         print("    " + ", ".join(f"{name}={value}" for name, value in network["config"].items()))
+        if network["left_out"]:
+            print(f"    {network['left_out']} tensors of it are not needed and stay unread")
     for pattern, line in row.get("layers", {}).items():
         print(f"  {line['count']:>5} x {printable(pattern, 120)} {tuple(line['shape'])}")
     if row["unclaimed"] and row["networks"]:

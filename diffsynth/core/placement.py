@@ -26,7 +26,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return best_device()
     try:
         wanted = torch.device(device)
-        torch.empty(0, device=wanted)
+        torch.zeros(1, device=wanted).item()  # raises on a device that holds no values, such as meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InvalidRequest(

@@ -88,30 +88,32 @@ def blend_mask(
     size: tuple[int, int],
     *,
     border: int | None = None,
+    everywhere: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Return a window's blend weights: 1 inside, falling towards every side that has a neighbour.
 
     The outermost row of cells along such a side weighs 1 / border, the next 2 / border, and so on; where two ramps
-    meet the smaller counts. Sides on the grid's own border do not fall. All weights are above 0.
+    meet the smaller counts. All weights are above 0.
 
     Args:
         window: the window.
         size: height and width of the whole grid, in the window's cells.
         border: length of the ramp in cells; by default a quarter of the window's height plus width.
+        everywhere: fall towards sides on the grid's own border too.
         device: where to make it.
 
     Returns:
         (window.height, window.width), float32, from above 0 to 1.
     """
     ramp = max(border if border is not None else (window.height + window.width) // 4, 1)
-    rows = _distance(window.height, window.top > 0, window.bottom < size[0], ramp, device)
-    columns = _distance(window.width, window.left > 0, window.right < size[1], ramp, device)
+    rows = _distance(window.height, everywhere or window.top > 0, everywhere or window.bottom < size[0], ramp, device)
+    columns = _distance(window.width, everywhere or window.left > 0, everywhere or window.right < size[1], ramp, device)
     return torch.minimum(rows[:, None], columns[None, :]) / ramp
 
 
 def _distance(length: int, before: bool, after: bool, limit: int, device: torch.device | str | None) -> Tensor:
-    """Return for each cell of a side its distance (from 1, at most ``limit``) to the ends that have a neighbour."""
+    """Return for each cell of a side its distance (1 to ``limit``) to the ends towards which weights fall."""
     position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
     distance = torch.full_like(position, limit)
     if before:
@@ -129,6 +131,7 @@ def tiled(
     stride: int,
     scale: int = 1,
     border: int | None = None,
+    everywhere: bool = False,
     channels_last: bool = False,
 ) -> Tensor:
     """Call a function on every window of a grid and return the blended whole.
@@ -143,6 +146,7 @@ def tiled(
         stride: cells from one window to the next, at most ``tile``.
         scale: cells of the result per cell of the grid, such as 8 for pixels from latents.
         border: length of the blend ramp in cells of the result; see `blend_mask`.
+        everywhere: whether ramps fall towards the grid's own border too.
         channels_last: whether the function's result has a channel dimension after rows and columns.
 
     Returns:
@@ -171,7 +175,7 @@ def tiled(
             shape[rows], shape[columns] = full
             total = part.new_zeros(shape, dtype=torch.promote_types(dtype, torch.float32))
             weight = torch.zeros(full, dtype=torch.float32, device=part.device)
-        mask = blend_mask(where, full, border=border, device=part.device)
+        mask = blend_mask(where, full, border=border, everywhere=everywhere, device=part.device)
         where.crop(weight).add_(mask)
         where.crop(total, channels_last=channels_last).add_(part * (mask[..., None] if channels_last else mask))
     assert total is not None, "a grid has at least one window"

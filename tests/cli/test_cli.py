@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from diffsynth.cli import run
+from diffsynth.models import mt5
+from diffsynth.models.mt5.config import MT5Config
 from examples.random_models import write_models
 
 SMALL = ["--height", "64", "--width", "64", "--steps", "2", "--device", "cpu"]
@@ -72,6 +74,15 @@ def test_inspect_prints_json_with_the_promised_keys(models: Path, capsys: pytest
     assert {"family", "layout", "version", "dtype", "parameters", "config"} <= network.keys()
     assert (network["family"], network["layout"], network["version"]) == ("hunyuan_dit", "original", "v1.2")
     assert network["config"]["depth"] == 6
+
+
+def test_inspect_counts_what_is_used_of_a_file(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["inspect", str(models / "mt5"), "--json"])
+
+    ((network,),) = [row["networks"] for row in json.loads(capsys.readouterr().out)["files"]]
+    assert network["left_out"] == 2
+    encoder = mt5.FAMILY.build_on_meta(MT5Config(**network["config"]))
+    assert network["parameters"] == sum(weight.numel() for weight in encoder.parameters())
 
 
 def test_inspect_fails_when_one_of_several_files_is_bad(

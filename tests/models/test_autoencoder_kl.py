@@ -206,6 +206,28 @@ def test_cells_of_a_single_tile_are_that_tiles() -> None:
     torch.testing.assert_close(posterior.mean[..., :4, :4], model.encode(pixels[..., :12, :12]).mean[..., :4, :4])
 
 
+def test_tiles_are_blended_over_half_a_stride_towards_all_sides() -> None:
+    """The sum of weighted tiles over the sum of weights, written plainly."""
+    model = build(AutoencoderKLConfig.tiny())
+    tile, stride, scale = 8, 4, model.config.downscale
+    latents = torch.randn(1, 4, 12, 16)
+    x, y = torch.meshgrid(torch.arange(tile * scale), torch.arange(tile * scale), indexing="ij")
+    end = tile * scale
+    nearest = torch.stack([x + 1, end - x, y + 1, end - y]).amin(dim=0)
+    mask = (nearest / (stride * scale / 2)).clamp(0, 1)
+    total, weight = torch.zeros(1, 3, 12 * scale, 16 * scale), torch.zeros(12 * scale, 16 * scale)
+    for top in (0, 4):
+        for left in (0, 4, 8):
+            part = model.decode(latents[:, :, top : top + tile, left : left + tile])
+            rows, columns = (slice(start * scale, (start + tile) * scale) for start in (top, left))
+            total[:, :, rows, columns] += part * mask
+            weight[rows, columns] += mask
+
+    found = decode_tiled(model, latents, tile, stride)
+
+    torch.testing.assert_close(found, total / weight, atol=1e-5, rtol=1e-5)
+
+
 def test_a_tiled_image_that_would_lose_a_rim_is_refused() -> None:
     with pytest.raises(ValueError, match="44x32 px, but its sides must be multiples of 8"):
         encode_tiled(build(AutoencoderKLConfig.tiny()), torch.zeros(1, 3, 32, 44), 2, 1)

@@ -1,4 +1,7 @@
-"""The autoencoder over overlapping tiles, for images that do not fit into memory at once."""
+"""The autoencoder over overlapping tiles, for images that do not fit into memory at once.
+
+A tile's weight falls over half a stride towards all four of its sides, as in DiffSynth 1.x.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ def encode_tiled(vae: AutoencoderKL, pixels: Tensor, tile_size: int, tile_stride
         return torch.cat([posterior.mean, posterior.std], dim=1)
 
     size = vae.config.latent_size(pixels.shape[-2], pixels.shape[-1])
-    return Posterior(*tiled(encode, size, tile=tile_size, stride=tile_stride).chunk(2, dim=1))
+    border = max(tile_stride // 2, 1)
+    blended = tiled(encode, size, tile=tile_size, stride=tile_stride, border=border, everywhere=True)
+    return Posterior(*blended.chunk(2, dim=1))
 
 
 def decode_tiled(
@@ -63,4 +68,6 @@ def decode_tiled(
         return vae.decode(window.crop(latents), norm_out_eps=norm_out_eps)
 
     size = (latents.shape[-2], latents.shape[-1])
-    return tiled(decode, size, tile=tile_size, stride=tile_stride, scale=vae.config.downscale)
+    scale = vae.config.downscale
+    border = max(tile_stride * scale // 2, 1)
+    return tiled(decode, size, tile=tile_size, stride=tile_stride, scale=scale, border=border, everywhere=True)
