@@ -22,6 +22,8 @@ from diffsynth.errors import Cancelled, InvalidRequest
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from diffsynth.manager import ModelManager
     from diffsynth.pipelines.denoise import StepReport
 
@@ -103,7 +105,17 @@ def generate(
             images = pipe(texts, batch_size=batch_size, callback=callback, **{**call, "seed": seeds})
             for number, image in zip(numbers, images, strict=True):
                 path = output if total == 1 else output.with_stem(f"{output.stem}-{number + 1:04d}")
-                print(f"{save_image(image, path)}  seed {image.info['seed']}")
+                print(f"{save_image(image, path)}  {_summary(image)}")
+
+
+def _summary(image: Image) -> str:
+    """Return what was chosen for an image, in one line."""
+    recipe = image.info["recipe"]
+    request = recipe.request
+    facts = [f"seed {request.seed}", f"{request.width}x{request.height}"]
+    facts += [f"{request.scheduler}, {request.num_inference_steps} steps", f"cfg_scale {request.cfg_scale}"]
+    facts += [f"{name} {value}" for name, value in recipe.settings.items()]
+    return ", ".join(facts)
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -71,10 +71,10 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
 
 def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Return, for each pipeline that one of the networks is for, the networks that it still needs."""
-    from diffsynth.pipelines.hunyuan_dit.pipeline import NEEDS, HunyuanDiTImagePipeline
+    from diffsynth.pipelines.hunyuan_dit.parts import NEEDS
 
     have = {network["family"] for row in rows for network in row["networks"]}
-    needs = {HunyuanDiTImagePipeline.__name__: NEEDS}
+    needs = {"HunyuanDiTImagePipeline": NEEDS}
     return {
         name: [family for family in families if family not in have]
         for name, families in needs.items()

@@ -23,12 +23,15 @@ class Noise:
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
         self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self._shape = shape
-        self._device = device
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self._generators)
 
     def draw(self) -> Tensor:
         """Return the next (B, C, H, W) standard normal numbers, float32."""
         rows = [torch.randn(self._shape, generator=each, dtype=torch.float32) for each in self._generators]
-        return torch.stack(rows).to(self._device)
+        return torch.stack(rows).to(self.device)
 
 
 def seed_from(source: int | torch.Generator | None) -> int:

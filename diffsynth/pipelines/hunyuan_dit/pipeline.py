@@ -13,10 +13,8 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
-from diffsynth.errors import InvalidRequest, ModelNotLoaded
 from diffsynth.manager import LoadedModel, ModelManager
-from diffsynth.models.autoencoder_kl.model import AutoencoderKL, Posterior
-from diffsynth.models.autoencoder_kl.tiled import decode_tiled, encode_tiled
+from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.condition import Condition, Plan, TextFeatures
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
@@ -24,12 +22,14 @@ from diffsynth.models.hunyuan_dit.rope import build_rope
 from diffsynth.models.hunyuan_dit.tiled import TokenTiling
 from diffsynth.models.mt5.model import MT5Encoder
 from diffsynth.pipelines.base import ImagePipeline, Monitor
+from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import Predict, denoise
 from diffsynth.pipelines.guidance import Guidance, Region
 from diffsynth.pipelines.hunyuan_dit.conventions import Conventions, conventions_named
+from diffsynth.pipelines.hunyuan_dit.parts import check_fit, check_loaded
 from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip_tokenizer_for, t5_tokenizer_for
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
-from diffsynth.pipelines.latents import LatentPreview, Noise, image_to_pixels, pixels_to_images, region_mask
+from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
 from diffsynth.pipelines.precision import finite
 from diffsynth.schedulers.base import Scheduler
 from diffsynth.schedulers.catalog import make_scheduler
@@ -38,11 +38,8 @@ logger = logging.getLogger(__name__)
 
 BETA_START = 0.00085
 DEFAULT_TILES = (HunyuanDiTRequest.tile_size, HunyuanDiTRequest.tile_stride)
-NEEDS = ("hunyuan_dit", "bert_clip", "mt5", "autoencoder_kl")
 # Diffusers' default, "blocks.1", is a pattern that fits the numbers of these blocks.
 PERTURBED_BLOCKS = frozenset({1, *range(10, 20)})
-
-VERIFY_VAE = "Run `diffsynth inspect --verify` on the autoencoder's file."
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,6 +68,13 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
 
     def __post_init__(self) -> None:
         self._preview = LatentPreview(self.vae, self.latent_scale)
+        self._codec = ImageCodec(
+            vae=self.vae,
+            latent_scale=self.latent_scale,
+            samples_posterior=self.conventions.samples_posterior,
+            truncates_pixels=self.conventions.truncates_pixels,
+            norm_out_eps=self.conventions.norm_out_eps,
+        )
 
     @classmethod
     def from_model_manager(
@@ -100,10 +104,10 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             InvalidRequest: unknown conventions, or networks that do not fit each other.
         """
         chosen = conventions_named(conventions)
-        _check_loaded(manager)
+        check_loaded(manager)
         dit, clip = manager.find(HunyuanDiT, denoiser), manager.find(BertClip)
         t5, vae = manager.find(MT5Encoder), manager.find(AutoencoderKL)
-        _check_fit(dit, clip, t5, vae)
+        check_fit(dit, clip, t5, vae)
         if beta_end is None:
             beta_end = 0.03 if dit.config.size_conditioning else 0.018
             logger.info("%s is %s: noise schedule ends at beta %s", dit.path, dit.family.version(dit.config), beta_end)
@@ -192,7 +196,8 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             (self.denoiser, self.prompt_encoder.clip, self.prompt_encoder.t5),
             "Run `diffsynth inspect --verify` on the weight files; a damaged file or a wrong autoencoder gives this.",
         )
-        return [image for row in latents for image in self._decode(row[None], requests[0])]
+        tiles = _tiles(requests[0])
+        return [image for row in latents for image in self._codec.decode(row[None], tiles=tiles)]
 
     def _denoise(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> tuple[Tensor, str | None]:
         """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
@@ -206,12 +211,17 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         run = self.scheduler_for(request).start(
             request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
         )
-        clean = None if request.input_image is None else self._encode(request, noise, len(requests))
-        latents = noise.draw() if clean is None else run.add_noise(clean, noise.draw())
+        if request.input_image is None:
+            latents = noise.draw()
+        else:
+            size = (request.height, request.width)
+            clean = self._codec.encode(request.input_image, *size, noise=noise, tiles=_tiles(request))
+            latents = run.add_noise(clean, noise.draw())
 
         guidance = self._guidance(request, height, width)
         texts = self._texts(requests, guided=guidance.scale is not None)
-        features = self.prompt_encoder(sorted(set(texts)), clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
+        distinct = sorted(set(texts))
+        features = self.prompt_encoder(distinct, clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
         if not (features.clip.isfinite().all() and features.t5.isfinite().all()):
             return latents, "the text encoder's features"
         rope = build_rope(
@@ -222,8 +232,10 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             device=self.device,
         )
         plan = self.denoiser.plan(run.timesteps, self._condition(features, request), rope)
-        rows = [sorted(set(texts)).index(text) for text in texts]
-        predict = self._predictor(plan.rows(rows), guidance, len(requests), self._tiling(request))
+        if texts != distinct:
+            plan = plan.rows([distinct.index(text) for text in texts])
+        tile = TokenTiling(tile=request.tile_size, stride=request.tile_stride) if request.tiled else None
+        predict = self._predictor(plan, guidance, len(requests), tile)
         on_step = monitor.on_step(run.timesteps, self._preview)
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
         return latents, _first_bad(good)
@@ -264,9 +276,6 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         sizes = torch.tensor([numbers] * len(features.clip), dtype=torch.float32, device=self.device)
         return self.denoiser.encode_condition(features, sizes)
 
-    def _tiling(self, request: HunyuanDiTRequest) -> TokenTiling | None:
-        return TokenTiling(tile=request.tile_size, stride=request.tile_stride) if request.tiled else None
-
     def _predictor(self, plan: Plan, guidance: Guidance, count: int, tile: TokenTiling | None) -> Predict:
         """Return the guided prediction for ``count`` images; the plan's rows lie as ``_texts`` lists them."""
         sides = len(plan) // count
@@ -289,48 +298,15 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
 
         return predict
 
-    def _encode(self, request: HunyuanDiTRequest, noise: Noise, count: int) -> Tensor:
-        """Return the scaled latents of the input image, a row for each of ``count`` images."""
-        assert request.input_image is not None
-        assert request.height is not None
-        assert request.width is not None
-        image, height, width = request.input_image, request.height, request.width
-
-        def encode() -> tuple[Posterior, str | None]:
-            pixels = image_to_pixels(image, height, width).to(next(self.vae.parameters()))
-            if request.tiled:
-                found = encode_tiled(self.vae, pixels, tile_size=request.tile_size, tile_stride=request.tile_stride)
-            else:
-                found = self.vae.encode(pixels)
-            good = found.mean.isfinite().all() and found.std.isfinite().all()
-            return found, None if good else "encoding the input image"
-
-        posterior = finite(encode, (self.vae,), VERIFY_VAE)
-        latents = posterior.sample(noise.draw()) if self.conventions.samples_posterior else posterior.mean
-        return latents.float().to(self.device).expand(count, -1, -1, -1) * self.latent_scale
-
-    def _decode(self, latents: Tensor, request: HunyuanDiTRequest) -> list[Image.Image]:
-        """Return the images of scaled latents."""
-
-        def decode() -> tuple[Tensor, str | None]:
-            scaled = (latents / self.latent_scale).to(next(self.vae.parameters()))
-            eps = self.conventions.norm_out_eps
-            if request.tiled:
-                pixels = decode_tiled(
-                    self.vae, scaled, tile_size=request.tile_size, tile_stride=request.tile_stride, norm_out_eps=eps
-                )
-            else:
-                pixels = self.vae.decode(scaled, norm_out_eps=eps)
-            return pixels, None if pixels.isfinite().all() else "decoding the image"
-
-        pixels = finite(decode, (self.vae,), VERIFY_VAE)
-        return pixels_to_images(pixels, truncate=self.conventions.truncates_pixels)
-
 
 def _wanted_size(request: HunyuanDiTRequest) -> tuple[int, int]:
     """Return the height and width asked for, by default those of the input image."""
     image = request.input_image
     return request.height or (image.height if image else 1024), request.width or (image.width if image else 1024)
+
+
+def _tiles(request: HunyuanDiTRequest) -> Tiles | None:
+    return Tiles(request.tile_size, request.tile_stride) if request.tiled else None
 
 
 def _first_bad(good: Tensor) -> str | None:
@@ -340,30 +316,3 @@ def _first_bad(good: Tensor) -> str | None:
         return None
     step, image = (int(number) for number in bad[0])
     return f"denoising, step {step + 1} of {len(good)}" + (f", image {image + 1}" if good.shape[1] > 1 else "")
-
-
-def _check_loaded(manager: ModelManager) -> None:
-    """Name every network that is missing, at once."""
-    missing = [name for name in NEEDS if not any(entry.family.name == name for entry in manager)]
-    if missing:
-        raise ModelNotLoaded(
-            " and ".join(missing),
-            manager.names(),
-            f"A HunyuanDiT pipeline needs {', '.join(NEEDS)}; load the missing files with load_model(path).",
-        )
-
-
-def _check_fit(dit: LoadedModel[Any], clip: LoadedModel[Any], t5: LoadedModel[Any], vae: LoadedModel[Any]) -> None:
-    """Make sure that the networks speak of the same sizes."""
-    pairs = (
-        (dit, "text_dim", clip, "hidden_size"),
-        (dit, "t5_dim", t5, "d_model"),
-        (dit, "in_channels", vae, "latent_channels"),
-    )
-    for first, name, second, other in pairs:
-        expected, found = getattr(first.config, name), getattr(second.config, other)
-        if expected != found:
-            raise InvalidRequest(
-                f"{second.label} does not fit {first.label}: its {other} is {found}, the denoiser expects {expected}. "
-                "Load the files of one release."
-            )
