@@ -149,7 +149,8 @@ class AmbiguousModel(DiffSynthError, LookupError):
     def __init__(self, wanted: str, candidates: Sequence[str]) -> None:
         super().__init__(
             f"{wanted} fits {len(candidates)} loaded networks: {listed(candidates, 10)}. "
-            "Name one with variant=, or release the others."
+            "Name one of them, by its file or folder or by its number (variant= of fetch_model; denoiser=, clip=, t5= "
+            "or vae= of a pipeline), or release the others."
         )
 
 

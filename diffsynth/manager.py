@@ -6,104 +6,27 @@ import gc
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
 
 from diffsynth import models
 from diffsynth.core.checkpoint import Checkpoint, open_checkpoint
-from diffsynth.core.family import ModelFamily
 from diffsynth.core.folder import component_folders
+from diffsynth.core.loaded import LoadedModel
 from diffsynth.core.loading import load_network
 from diffsynth.core.placement import resolve_device
 from diffsynth.core.registry import Identified, Registry
 from diffsynth.core.saving import save_network
-from diffsynth.errors import AmbiguousModel, CheckpointError, ModelNotLoaded, UnknownCheckpoint, listed
+from diffsynth.errors import AmbiguousModel, ModelNotLoaded, UnknownCheckpoint, listed
 
 logger = logging.getLogger(__name__)
 
 AnyPath = str | PathLike[str]
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel(Generic[M]):
-    """A network in memory and where it came from.
-
-    ``mapped`` tells whether weights are still views of the file, as they are where nothing had to be converted.
-    """
-
-    module: M
-    found: Identified
-    checkpoint: Checkpoint
-    dtype: torch.dtype
-    mapped: bool
-
-    @property
-    def family(self) -> ModelFamily:
-        """The kind of network."""
-        return self.found.family
-
-    @property
-    def config(self) -> Any:
-        """Its sizes."""
-        return self.found.config
-
-    @property
-    def path(self) -> Path:
-        """The file, or the folder, that it was loaded from."""
-        return self.checkpoint.path
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return next(self.module.parameters()).device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights, those shared under two names counted once."""
-        return sum(tensor.nbytes for tensor in self.module.parameters())
-
-    @property
-    def label(self) -> str:
-        """Its kind and its file, for messages."""
-        return f"{self.family.name} from {self.path}" + (f" under {self.found.prefix!r}" if self.found.prefix else "")
-
-    def check_unchanged(self) -> None:
-        """Make sure that weights which are views of a file are what they were when it was opened.
-
-        Raises:
-            CorruptCheckpoint: the file was changed in place since.
-        """
-        if self.mapped:
-            self.checkpoint.check_unchanged()
-
-    def comes_from(self, checkpoint: Checkpoint, found: Identified) -> bool:
-        """Whether it is this network of this file, whichever way the file's path was written."""
-        if (self.family, self.found.prefix) != (found.family, found.prefix):
-            return False
-        return _resolved(self.checkpoint) == _resolved(checkpoint)
-
-    def is_current(self) -> bool:
-        """Whether its files are still those that were opened."""
-        try:
-            self.checkpoint.check_unchanged()
-        except CheckpointError:
-            return False
-        return True
-
-    def answers_to(self, variant: str) -> bool:
-        """Whether a variant means this network: its path, its file's name with or without ending, or its prefix."""
-        path = self.path
-        return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."))
-
-
-def _resolved(checkpoint: Checkpoint) -> list[Path]:
-    return [file.resolve() for file in checkpoint.files]
 
 
 class ModelManager:
@@ -208,9 +131,9 @@ class ModelManager:
                 return entry
             logger.info("%s has changed, so it is loaded again", entry.label)
         started = time.perf_counter()
-        module, mapped = load_network(found, checkpoint, dtype=dtype, device=self.device)
+        module, views = load_network(found, checkpoint, dtype=dtype, device=self.device)
         actual = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
-        entry = LoadedModel(module, found, checkpoint, actual, mapped and checkpoint.mapped)
+        entry = LoadedModel(module, found, checkpoint, actual, views)
         self._loaded = [*(each for each in self if each not in same), entry]
         logger.info("loaded %s in %.1f s", entry.label, time.perf_counter() - started)
         return entry
@@ -283,7 +206,7 @@ class ModelManager:
     def release(self, kind: type[nn.Module] | str | None = None, variant: str | int | None = None) -> None:
         """Forget one network, or all of them, so that their memory is freed.
 
-        A pipeline made from them keeps its own hold on them until it is deleted.
+        A pipeline made from them keeps its own hold on them until it is deleted; images do not.
 
         Raises:
             ModelNotLoaded: there is none of this kind.

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffsynth.core.family import ModelFamily
-from diffsynth.manager import LoadedModel, ModelManager
+from diffsynth.core.loaded import LoadedModel
+from diffsynth.manager import ModelManager
 from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
 from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.hunyuan_dit.rope import build_rope

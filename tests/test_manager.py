@@ -30,6 +30,7 @@ from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.mt5.model import MT5Encoder
+from examples.random_models import write_models
 from tests import spellings
 from tests.spellings import assert_same_weights, lively, saved_as
 
@@ -426,3 +427,36 @@ def test_a_copy_of_the_file_elsewhere_is_another_network(toy_files: list[Path], 
 
     assert len(manager) == 2
     assert isinstance(manager.fetch_model(HunyuanDiT, "copy"), nn.Module)
+
+
+def test_moving_moves_every_network_and_later_files_follow(
+    toy_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[type, object]] = []
+    original = nn.Module.to
+
+    def watched(self: nn.Module, *to: Any, **options: Any) -> nn.Module:
+        moved.append((type(self), to[0]))
+        return original(self, *to, **options)
+
+    monkeypatch.setattr(nn.Module, "to", watched)
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=toy_files[2:])
+    moved.clear()
+
+    manager.to("cpu:0")
+
+    assert {(type(entry.module), torch.device("cpu:0")) for entry in manager} <= set(moved)
+    assert manager.device == torch.device("cpu:0")
+
+
+def test_weights_that_were_converted_no_longer_depend_on_the_file(tmp_path: Path) -> None:
+    files = write_models(tmp_path)
+    manager = ModelManager(torch_dtype=None, device="cpu")
+    (entry,) = manager.load_model(files[2])
+    assert entry.mapped
+
+    entry.module.to(torch.float64)
+    os.utime(files[2])
+
+    assert not entry.mapped
+    entry.check_unchanged()

@@ -62,6 +62,10 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., None]:
             code = _failed("terminated; no unfinished file was left behind.", TERMINATED)
         except (DiffSynthError, OSError) as error:
             code = _failed(f"{type(error).__name__}: {error}", 1)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+                raise
+            code = _failed(f"out of memory: {error} Try a smaller size, --batch-size 1 or --tiled.", 1)
         raise typer.Exit(code)
 
     return wrapped

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsynth.cli.options import Debug, Kinds, Verbose, kinds_by_path
+from diffsynth.cli.again import compare_files, load_again, read_again, vocabulary_of
+from diffsynth.cli.options import Debug, Kinds, Verbose, expanded
 from diffsynth.errors import Cancelled, InvalidRequest
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 
@@ -35,13 +36,13 @@ OPTION_TYPES: dict[str, Any] = {
     "int | None": int | None,
     "float | None": float | None,
     "bool | None": bool | None,
-    "int": int,
-    "float": float,
-    "bool": bool,
+    "int": int | None,
+    "float": float | None,
+    "bool": bool | None,
     "Image | None": Path | None,
-    "tuple[str, ...]": list[str],
-    "tuple[float, ...]": list[float],
-    "tuple[Image, ...]": list[Path],
+    "tuple[str, ...]": list[str] | None,
+    "tuple[float, ...]": list[float] | None,
+    "tuple[Image, ...]": list[Path] | None,
 }
 SHORT = {
     "num_inference_steps": "--steps",
@@ -81,31 +82,30 @@ def generate(
     if output.suffix.lower() != ".png":
         raise InvalidRequest(f"--output {output} must end in .png: the recipe is kept in that format.")
     given = _given(settings)
-    recipe = _recipe(like, given)
+    recipe = read_again(like, given)
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.recipe import save_image
 
-    with _stopping() as callback:
-        manager = _load([*(model or []), *(files or [])], recipe, device, dtype, kinds_by_path(kinds))
-        pipe = HunyuanDiTImagePipeline.from_model_manager(
-            manager,
-            conventions or recipe.get("conventions", "diffsynth"),
-            beta_end=recipe.get("beta_end") if beta_end is None else beta_end,
-            clip_tokenizer=clip_tokenizer,
-            t5_tokenizer=t5_tokenizer,
-        )
-        prompts = prompt or [recipe["prompt"]]
-        total = len(prompts) * num_images
-        call = {**recipe.get("settings", {}), **given}
-        call.setdefault("seed", secrets.randbelow(2**32))
-        for start in range(0, total, batch_size):
-            numbers = range(start, min(start + batch_size, total))
-            texts = [prompts[number // num_images] for number in numbers]
-            seeds = [call["seed"] + number for number in numbers]
+    pipe = HunyuanDiTImagePipeline.from_model_manager(
+        _load([*(model or []), *(files or [])], recipe, device, dtype, kinds),
+        conventions or recipe.get("conventions", "diffsynth"),
+        beta_end=recipe.get("beta_end") if beta_end is None else beta_end,
+        clip_tokenizer=clip_tokenizer or vocabulary_of(recipe, "clip_tokenizer"),
+        t5_tokenizer=t5_tokenizer or vocabulary_of(recipe, "t5_tokenizer"),
+    )
+    prompts = prompt or [recipe["prompt"]]
+    total = len(prompts) * num_images
+    call = {**recipe.get("settings", {}), **given}
+    call.setdefault("seed", secrets.randbelow(2**32))
+    for start in range(0, total, batch_size):
+        numbers = range(start, min(start + batch_size, total))
+        texts = [prompts[number // num_images] for number in numbers]
+        seeds = [call["seed"] + number for number in numbers]
+        with _stopping() as callback:
             images = pipe(texts, batch_size=batch_size, callback=callback, **{**call, "seed": seeds})
-            for number, image in zip(numbers, images, strict=True):
-                path = output if total == 1 else output.with_stem(f"{output.stem}-{number + 1:04d}")
-                print(f"{save_image(image, path)}  {_summary(image)}")
+        for number, image in zip(numbers, images, strict=True):
+            path = output if total == 1 else output.with_stem(f"{output.stem}-{number + 1:04d}")
+            print(f"{save_image(image, path)}  {_summary(image)}")
 
 
 def _summary(image: Image) -> str:
@@ -130,10 +130,10 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         names.append("--" + name.replace("_", "-"))
         if str(field.type).startswith("bool"):
             names = [f"{names[-1]}/--no-{names[-1][2:]}"]
-        option = typer.Option(*names, help=field.metadata["help"], show_default=field.default not in (None, ()))
+        usual = "" if field.default in (None, (), False) else f" Usually {field.default}."
+        option = typer.Option(*names, help=field.metadata["help"] + usual, show_default=False)
         kind: Any = Annotated[OPTION_TYPES[str(field.type)], option]
-        default = [] if field.default == () else field.default
-        options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+        options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     command.__signature__ = own.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
     return command
 
@@ -142,15 +142,13 @@ _with_settings(generate)
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, pictures opened."""
+    """Return the settings that were given, pictures opened."""
     fields = HunyuanDiTRequest.settings()
-    given: dict[str, Any] = {}
-    for name, value in settings.items():
-        default = fields[name].default
-        if value is None or value == (list(default) if isinstance(default, tuple) else default):
-            continue
-        given[name] = _opened(value) if "Image" in str(fields[name].type) else value
-    return given
+    return {
+        name: _opened(value) if "Image" in str(fields[name].type) else value
+        for name, value in settings.items()
+        if value is not None and value != []
+    }
 
 
 def _opened(value: Path | list[Path]) -> Any:
@@ -166,21 +164,8 @@ def _opened(value: Path | list[Path]) -> Any:
         raise InvalidRequest(f"{value} is not a picture that Pillow can read.") from error
 
 
-def _recipe(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of an image to draw again, with its settings as ``pipe(...)`` takes them."""
-    if like is None:
-        return {}
-    from diffsynth.pipelines.recipe import read_recipe, request_from
-
-    recipe = read_recipe(like)
-    for name in given:  # what is given anew, pictures above all, need not be in the recipe
-        recipe["request"].pop(name, None)
-    settings = request_from(recipe, HunyuanDiTRequest)
-    return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}
-
-
 def _load(
-    paths: list[Path], recipe: dict[str, Any], device: str | None, dtype: str | None, kinds: dict[str, str]
+    paths: list[Path], recipe: dict[str, Any], device: str | None, dtype: str | None, kinds: list[str] | None
 ) -> ModelManager:
     """Load the files that were named, those of a recipe, or those of the catalogue."""
     import torch
@@ -188,28 +173,19 @@ def _load(
     from diffsynth.hub.download import download_models
     from diffsynth.manager import ModelManager
 
-    made_with = {each["path"]: each for each in recipe.get("models", [])}
-    dtype = dtype or next((each["dtype"] for each in recipe.get("models", [])), None)
     if dtype is not None and dtype not in DTYPES:
         raise InvalidRequest(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    manager = ModelManager(torch_dtype=torch.float16, device=device)
-    on_cpu = manager.device.type == "cpu"
-    manager.torch_dtype = getattr(torch, dtype or ("float32" if on_cpu else "float16"))
-    for path in paths or [Path(each) for each in made_with] or download_models(["HunyuanDiT"]):
-        manager.load_model(path, kind=kinds.get(str(path), kinds.get("")))
-    _compare_files(manager, recipe)
+    manager = ModelManager(device=device)
+    usual = "float32" if manager.device.type == "cpu" else "float16"
+    manager.torch_dtype = getattr(torch, dtype or usual)
+    if recipe and not paths:
+        load_again(manager, recipe, dtype)
+    else:
+        parts = expanded(paths or download_models(["HunyuanDiT"]), kinds)
+        for path, kind in parts:
+            manager.load_model(path, kind=kind)
+    compare_files(manager, recipe)
     return manager
-
-
-def _compare_files(manager: ModelManager, recipe: dict[str, Any]) -> None:
-    """Say which weight files are not those that the recipe was made with."""
-    from diffsynth.core.digest import sha256_of
-
-    known = {file["sha256"] for each in recipe.get("models", []) for file in each["files"]}
-    for entry in manager:
-        for file in entry.checkpoint.files if known else ():
-            if sha256_of(file) not in known:
-                print(f"{file} is not the file that the image was drawn with; it will differ.", file=sys.stderr)
 
 
 @contextmanager

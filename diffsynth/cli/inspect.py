@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsynth.cli.options import Debug, Kinds, Verbose, kinds_by_path
+from diffsynth.cli.options import Debug, Kinds, Verbose, expanded
 from diffsynth.errors import DiffSynthError, listed, printable
 
 if TYPE_CHECKING:
@@ -27,13 +27,10 @@ def inspect(
 ) -> int:
     """Tell what checkpoint files hold: networks, versions, sizes, dtypes, what is missing or unknown."""
     from diffsynth import models
-    from diffsynth.core.folder import component_folders
     from diffsynth.core.registry import Registry
 
     registry = Registry.collect(models)
-    chosen = kinds_by_path(kinds)
-    parts = [part for path in paths for part in (component_folders(path) or [path])]
-    rows = [_describe(registry, part, chosen.get(str(part), chosen.get("")), verify=verify) for part in parts]
+    rows = [_describe(registry, part, kind, verify=verify) for part, kind in expanded(paths, kinds)]
     missing = _missing(rows)
     if as_json:
         print(json.dumps({"files": rows, "missing": missing}, ensure_ascii=False, indent=1))

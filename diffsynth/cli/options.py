@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
@@ -46,15 +48,26 @@ Kinds = Annotated[
 ]
 
 
-def kinds_by_path(kinds: list[str] | None) -> dict[str, str]:
-    """Return path → kind; the kind for every path stands under the empty path.
+def expanded(paths: Sequence[Path], kinds: list[str] | None) -> list[tuple[Path, str | None]]:
+    """Return the parts of every path, such as the networks of a folder, each with the kind that ``--as`` names for it.
 
     Raises:
-        InvalidRequest: one path is given two kinds.
+        InvalidRequest: ``--as`` names two kinds for a path, or a path that is not among them.
     """
-    found: dict[str, str] = {}
+    from diffsynth.core.folder import component_folders
+
+    chosen: dict[str, str] = {}
     for text in kinds or []:
         path, _, kind = text.rpartition("=")
-        if found.setdefault(path, kind) != kind:
-            raise InvalidRequest(f"--as names two kinds for {path or 'every file'}: {found[path]} and {kind}.")
-    return found
+        if chosen.setdefault(path, kind) != kind:
+            raise InvalidRequest(f"--as names two kinds for {path or 'every file'}: {chosen[path]} and {kind}.")
+    parts: list[tuple[Path, str | None]] = []
+    used = {""}
+    for whole in paths:
+        for part in component_folders(whole) or [whole]:
+            name = next((str(each) for each in (part, whole) if str(each) in chosen), "")
+            used.add(name)
+            parts.append((part, chosen.get(name)))
+    if unused := [path for path in chosen if path not in used]:
+        raise InvalidRequest(f"--as names {unused[0]}, which is not among the files.")
+    return parts

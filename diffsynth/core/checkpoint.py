@@ -37,6 +37,7 @@ class Checkpoint(Mapping[str, Tensor]):
     Attributes:
         path: what the user named: a file, a folder, or the first of several files.
         files: the files that hold tensors.
+        stamps: what they were when they were opened: size, time of change, inode.
         header: key → shape and dtype; read-only.
         metadata: text that safetensors files carry beside their tensors.
         format: "safetensors", "torch zip" or "torch legacy"; with ", N shards" for several files.
@@ -48,7 +49,8 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, path: Path, tables: Sequence[Table], *, mmap: bool = True) -> None:
         self.path = path
         self.mapped = mmap
-        self.files = tuple(table.stamp.path for table in tables)
+        self.stamps = tuple(table.stamp for table in tables)
+        self.files = tuple(stamp.path for stamp in self.stamps)
         formats = " and ".join(sorted({table.format for table in tables}))
         self.format = formats if len(tables) == 1 else f"{formats}, {len(tables)} shards"
         self.wrapper = ", ".join(sorted({table.wrapper for table in tables} - {""}))

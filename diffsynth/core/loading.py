@@ -32,7 +32,7 @@ class NeedsFinishing(Protocol):
 
 def load_network(
     found: Identified, checkpoint: Checkpoint, *, dtype: torch.dtype | None, device: torch.device
-) -> tuple[nn.Module, bool]:
+) -> tuple[nn.Module, frozenset[int]]:
     """Build one network and fill it from its file.
 
     Args:
@@ -42,7 +42,8 @@ def load_network(
         device: where the weights go.
 
     Returns:
-        The module, in evaluation mode, without gradients; and whether weights of it are views of the mapped file.
+        The module, in evaluation mode, without gradients; and the addresses of those weights that are views of the
+        mapped file.
 
     Raises:
         StateDictMismatch: keys or shapes are not those the config demands; nothing was read.
@@ -52,34 +53,39 @@ def load_network(
     steps = Converter(found.layout.rules(found.config)).from_ours(ours)
     check_header(found, checkpoint, ours)
     state: StateDict = {}
-    mapped = False
+    views: set[int] = set()
     for step in steps:
-        tensors, views = _read(step, checkpoint, found.prefix, dtype, device)
+        tensors, mapped = _read(step, checkpoint, found.prefix, dtype, device)
         state.update(tensors)
-        mapped = mapped or views
+        views |= mapped
     checkpoint.check_unchanged()
     module.load_state_dict(state, strict=True, assign=True)
     if isinstance(module, NeedsFinishing):
         with torch.random.fork_rng(devices=()):  # what it builds draws numbers that the caller's seed did not mean
             module.after_load()
     module.to(device)
-    return module.eval().requires_grad_(requires_grad=False), mapped
+    return module.eval().requires_grad_(requires_grad=False), frozenset(views)
 
 
 def _read(
     step: Conversion, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype | None, device: torch.device
-) -> tuple[StateDict, bool]:
-    """Return the tensors of one conversion, and whether any of them is a view of the file."""
+) -> tuple[StateDict, set[int]]:
+    """Return the tensors of one conversion, and the addresses of those that are views of the file."""
     keys = [prefix + key for key in step.theirs]
     read = [checkpoint[key] for key in keys]
     converted = step.to_ours(read)
     tied = len(converted) > 1 and all(tensor is converted[0] for tensor in converted)
     placed = [_placed(tensor, dtype, device) for tensor in converted[: 1 if tied else None]]
-    memory = {tensor.untyped_storage().data_ptr() for tensor in read}
-    views = any(tensor.untyped_storage().data_ptr() in memory for tensor in placed)
+    memory = {address(tensor) for tensor in read} if checkpoint.mapped else set()
+    views = memory & {address(tensor) for tensor in placed}
     for key in keys:  # a view finds its pages in the file again when it is used
         checkpoint.forget(key)
     return dict(zip(step.ours, placed * len(step.ours) if tied else placed, strict=True)), views
+
+
+def address(tensor: Tensor) -> int:
+    """Return where the memory begins that a tensor is a view of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -13,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest
-from diffsynth.manager import LoadedModel
 from diffsynth.pipelines.denoise import StepReport
 from diffsynth.pipelines.latents import seed_from
-from diffsynth.pipelines.recipe import Recipe, attach
+from diffsynth.pipelines.recipe import Recipe, Source, attach
 from diffsynth.pipelines.request import ImageRequest, check_range, plain, resolve_names
 
 logger = logging.getLogger(__name__)
@@ -59,12 +61,18 @@ class ImagePipeline(ABC, Generic[R]):
 
     request_type: ClassVar[type[ImageRequest]]
 
+    def __init_subclass__(cls) -> None:
+        """Show the settings of the pipeline's request in the signature of its call, for help and completion."""
+        super().__init_subclass__()
+        if "request_type" in cls.__dict__:
+            setattr(cls, "__call__", _showing_settings(cls.request_type))  # noqa: B010
+
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
         num_images_per_prompt: int = 1,
-        batch_size: int = 4,
+        batch_size: int = 1,
         progress_bar_cmd: Callable[[Iterable[float]], Iterable[float]] | None = None,
         progress_bar_st: Any = None,
         callback: Callable[[StepReport], None] | None = None,
@@ -75,7 +83,8 @@ class ImagePipeline(ABC, Generic[R]):
         Args:
             prompt: what to draw; a list of prompts gives a list of images.
             num_images_per_prompt: images of each prompt.
-            batch_size: images that are drawn together; more is faster where there is memory.
+            batch_size: images that are drawn together. More is faster where there is memory; pixels may then differ
+                by 1 of 255 from those of an image drawn alone.
             progress_bar_cmd: wraps the timesteps of the loop; by default a bar where there is a terminal.
             progress_bar_st: an object with ``progress(fraction)``, such as a Streamlit bar.
             callback: called with a ``StepReport`` after each step; raise ``Cancelled`` in it to stop.
@@ -94,12 +103,14 @@ class ImagePipeline(ABC, Generic[R]):
         """
         check_range("num_images_per_prompt", num_images_per_prompt, 1, 10_000, whole=True)
         check_range("batch_size", batch_size, 1, 10_000, whole=True)
-        known = (*self.request_type.settings(), "seed")
-        requests = make_requests(self.request_type, prompt, num_images_per_prompt, resolve_names(settings, known))
+        known = tuple(name for name in self.request_type.settings() if name != "prompt")
+        named = resolve_names(settings, known, CALL_ARGUMENTS)
+        requests = make_requests(self.request_type, prompt, num_images_per_prompt, named)
         monitor = Monitor(progress_bar_cmd or _terminal_bar, progress_bar_st, callback)
+        self.remark(requests[0], self.complete(requests[0]))
         images: list[Image.Image] = []
         for start in range(0, len(requests), batch_size):
-            images += self.draw(requests[start : start + batch_size], monitor)  # type: ignore[arg-type]
+            images += self.draw(requests[start : start + batch_size], monitor)
         return images[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else images
 
     @torch.no_grad()
@@ -118,16 +129,21 @@ class ImagePipeline(ABC, Generic[R]):
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
-        self.remark(requests[0], chosen[0])
         images = self.draw_batch(chosen, monitor or Monitor(_terminal_bar))
+        models = tuple(Source.of_model(model) for model in self.models)
         for image, request in zip(images, chosen, strict=True):
-            attach(image, Recipe(type(self).__name__, self.describe(), request, self.models))
+            attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies))
         return images
 
     @property
     @abstractmethod
     def models(self) -> tuple[LoadedModel[Any], ...]:
-        """The loaded networks that take part."""
+        """The loaded networks that take part, the denoiser first."""
+
+    @property
+    @abstractmethod
+    def vocabularies(self) -> tuple[Source, ...]:
+        """The vocabularies of the tokenizers, where they are files of their own."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -146,9 +162,31 @@ class ImagePipeline(ABC, Generic[R]):
         """Draw complete requests that differ in prompts and seeds only."""
 
 
+CALL_ARGUMENTS = tuple(
+    name for name in signature(ImagePipeline.__call__).parameters if name not in ("self", "settings")
+)
+
+
+def _showing_settings(request_type: type[ImageRequest]) -> Callable[..., Any]:
+    """Return the call of a pipeline with one keyword in its signature for each field of the request."""
+
+    @functools.wraps(ImagePipeline.__call__)
+    def call(self: ImagePipeline[Any], prompt: str | Sequence[str], **settings: Any) -> Any:
+        return ImagePipeline.__call__(self, prompt, **settings)
+
+    own = signature(ImagePipeline.__call__)
+    fixed = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    fields = (each for name, each in request_type.settings().items() if name != "prompt")
+    shown = [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type) for each in fields
+    ]
+    call.__signature__ = own.replace(parameters=[*fixed, *shown])  # type: ignore[attr-defined]
+    return call
+
+
 def make_requests(
     request_type: type[ImageRequest], prompt: str | Sequence[str], count: int, settings: dict[str, Any]
-) -> list[ImageRequest]:
+) -> list[Any]:
     """Return one request per image: for each prompt ``count`` of them, with a seed for each.
 
     Raises:

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffsynth.errors import NonFiniteResult
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+from diffsynth.pipelines.precision import finite
 
 
 class Noise:
@@ -30,8 +32,13 @@ class Noise:
 
     def draw(self) -> Tensor:
         """Return the next (B, C, H, W) standard normal numbers, float32."""
-        rows = [torch.randn(self._shape, generator=each, dtype=torch.float32) for each in self._generators]
-        return torch.stack(rows).to(self.device)
+        rows = [
+            torch.randn(self._shape, generator=each, dtype=torch.float32, device="cpu") for each in self._generators
+        ]
+        noise = torch.stack(rows)
+        if self.device.type == "cuda":
+            noise = noise.pin_memory()  # so that the copy need not be waited for
+        return noise.to(self.device, non_blocking=True)
 
 
 def seed_from(source: int | torch.Generator | None) -> int:
@@ -43,7 +50,7 @@ def seed_from(source: int | torch.Generator | None) -> int:
     if isinstance(source, int):
         return source
     if source is None:
-        return int(torch.randint(2**32, ()))
+        return int(torch.randint(2**32, (), device="cpu"))
     fresh = torch.Generator(source.device).manual_seed(source.initial_seed())
     unused = torch.equal(fresh.get_state(), source.get_state())
     drawn = int(torch.randint(2**32, (), generator=source, device=source.device))
@@ -97,13 +104,24 @@ class LatentPreview:
     @torch.no_grad()
     def _fit(self) -> Tensor:
         """Least squares from latents, and a constant, to the mean colour that the decoder gives them."""
-        weight = next(self._vae.parameters())
         channels = self._vae.config.latent_channels
         generator = torch.Generator("cpu").manual_seed(0)
-        flat = torch.randn(8 * channels, channels, 1, 1, generator=generator).expand(-1, -1, 4, 4)
-        decoded = torch.cat([self._vae.decode((row / self._scale).to(weight)).float().cpu() for row in flat[:, None]])
-        known = torch.cat([flat[:, :, 0, 0], torch.ones(len(flat), 1)], dim=1)
-        fitted: Tensor = torch.linalg.lstsq(known, decoded.mean(dim=(2, 3))).solution
+        shape = (8 * channels, channels, 1, 1)
+        flat = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").expand(-1, -1, 4, 4)
+        known = torch.cat([flat[:, :, 0, 0], torch.ones_like(flat[:, :1, 0, 0])], dim=1)
+
+        def decode() -> tuple[Tensor, str | None]:
+            weight = next(self._vae.parameters())
+            parts = [self._vae.decode((row / self._scale).to(weight)).float().cpu() for row in flat[:, None]]
+            colors = torch.cat(parts).mean(dim=(2, 3))
+            return colors, None if colors.isfinite().all() else "the preview"
+
+        try:
+            fitted: Tensor = torch.linalg.lstsq(known, finite(decode, (self._vae,), "")).solution
+        except NonFiniteResult:
+            return torch.zeros_like(known[: channels + 1, :1]).expand(
+                -1, 3
+            )  # grey, rather than an image lost for its preview
         return fitted
 
 
@@ -123,7 +141,7 @@ def region_mask(mask: Image.Image, height: int, width: int) -> Tensor:
     """
     pixels = np.array(mask.convert("RGB").resize((width, height)), dtype=np.float32)
     inside = torch.from_numpy(pixels / 127.5 - 1).mean(dim=2).gt(0).float()[None, None]
-    offsets = torch.arange(-16, 17, dtype=torch.float32)
+    offsets = torch.arange(-16, 17, dtype=torch.float32, device="cpu")
     kernel = torch.exp(-0.5 * (offsets / 10) ** 2)
     kernel = kernel / kernel.sum()
     for dim in (2, 3):
@@ -134,7 +152,7 @@ def region_mask(mask: Image.Image, height: int, width: int) -> Tensor:
 def _blur(values: Tensor, kernel: Tensor, dim: int) -> Tensor:
     """Blur along one side; the mirrored edge is repeated as often as a small side needs."""
     reach, size = len(kernel) // 2, values.shape[dim]
-    positions = torch.arange(-reach, size + reach)
+    positions = torch.arange(-reach, size + reach, device="cpu")
     if size > 1:
         period = 2 * (size - 1)
         positions = positions.remainder(period)

@@ -51,8 +51,12 @@ def finite(compute: Callable[[], tuple[T, str | None]], modules: Sequence[nn.Mod
         return result
     if any(half_precision(module) for module in modules):
         logger.warning("not a finite number in %s; trying once more in float32", where)
-        with in_float32(modules):
-            result, where = compute()
-        if where is None:
+        try:
+            with in_float32(modules):
+                result, still = compute()
+        except torch.OutOfMemoryError as error:
+            raise NonFiniteResult(where, "There is not enough memory to try once more in float32.") from error
+        if still is None:
             return result
+        where = still
     raise NonFiniteResult(where, remedy)

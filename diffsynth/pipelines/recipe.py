@@ -6,9 +6,9 @@ Two text chunks: ``parameters`` in the wording of AUTOMATIC1111's web page, whic
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+import logging
 import platform
 from dataclasses import dataclass
 from os import PathLike
@@ -22,11 +22,68 @@ from PIL.PngImagePlugin import PngInfo
 from diffsynth import __version__
 from diffsynth.core.digest import sha256_of
 from diffsynth.core.files import replacing
+from diffsynth.core.formats.content import FileStamp
+from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest, printable
-from diffsynth.manager import LoadedModel
 from diffsynth.pipelines.request import ImageRequest
 
+logger = logging.getLogger(__name__)
+
 JSON_CHUNK, TEXT_CHUNK = "diffsynth", "parameters"
+PICTURES = ("input_image", "masks")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that an image was made with: of a network, or a vocabulary. Plain values that hold no network.
+
+    Args:
+        role: a network's family, or what a vocabulary is for.
+        path: what the user named.
+        files: the files as they were when they were opened.
+        facts: more that is known, such as layout and dtype.
+    """
+
+    role: str
+    path: Path
+    files: tuple[FileStamp, ...]
+    facts: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of_model(cls, model: LoadedModel[Any]) -> Source:
+        """Describe a loaded network."""
+        facts = {
+            "layout": model.found.layout.name,
+            "prefix": model.found.prefix,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+        }
+        return cls(model.family.name, model.path, model.checkpoint.stamps, tuple(facts.items()))
+
+    @classmethod
+    def of_file(cls, role: str, path: Path) -> Source:
+        """Describe a file that is not a checkpoint.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        return cls(role, path, (FileStamp.of(path, path.stat()),))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, with the sha256 of every file that is still what it was, else null."""
+        files = [{"path": str(file.path), "sha256": _sha256(file)} for file in self.files]
+        return {"family": self.role, "path": str(self.path), **dict(self.facts), "files": files}
+
+
+def _sha256(file: FileStamp) -> str | None:
+    try:
+        if FileStamp.of(file.path, file.path.stat()) == file:
+            return sha256_of(file.path)
+        reason = "it was changed"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    logger.warning("the recipe has no hash of %s: %s since the image was drawn", file.path, reason)
+    return None
 
 
 @dataclass(frozen=True)
@@ -37,16 +94,18 @@ class Recipe:
         pipeline: the name of the pipeline's class.
         settings: of the pipeline, such as its conventions.
         request: the complete request.
-        models: the networks that took part.
+        models: the networks that took part, the denoiser first.
+        vocabularies: of the tokenizers, where they are files of their own.
     """
 
     pipeline: str
     settings: dict[str, Any]
     request: ImageRequest
-    models: tuple[LoadedModel[Any], ...]
+    models: tuple[Source, ...]
+    vocabularies: tuple[Source, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the recipe as plain values; weight files are hashed now, unless their hash is remembered."""
+        """Return the recipe as plain values; files are hashed now, unless their hash is remembered."""
         return {
             "version": 1,
             "diffsynth": __version__,
@@ -55,7 +114,8 @@ class Recipe:
             "pipeline": self.pipeline,
             **self.settings,
             "request": {name: _plain(getattr(self.request, name)) for name in self.request.settings()},
-            "models": [_describe(model) for model in self.models],
+            "models": [model.as_json() for model in self.models],
+            "vocabularies": [vocabulary.as_json() for vocabulary in self.vocabularies],
         }
 
     def as_text(self) -> str:
@@ -73,24 +133,14 @@ class Recipe:
         }
         if self.models:
             first = self.models[0]
-            facts |= {"Model hash": _describe(first)["files"][0]["sha256"][:10], "Model": first.path.stem}
+            if digest := _sha256(first.files[0]):
+                facts["Model hash"] = digest[:10]
+            facts["Model"] = first.path.stem
         if request.input_image is not None:
             facts["Denoising strength"] = request.denoising_strength
         facts["Version"] = f"diffsynth {__version__}"
         lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
         return "\n".join(lines)
-
-
-def _describe(model: LoadedModel[Any]) -> dict[str, Any]:
-    return {
-        "family": model.family.name,
-        "layout": model.found.layout.name,
-        "prefix": model.found.prefix,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "path": str(model.path),
-        "files": [{"name": file.name, "sha256": sha256_of(file)} for file in model.checkpoint.files],
-    }
 
 
 def _plain(value: Any) -> Any:
@@ -158,18 +208,14 @@ def read_recipe(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def request_from(recipe: dict[str, Any], request_type: type[ImageRequest]) -> dict[str, Any]:
-    """Return the settings of a recipe, as ``pipe(...)`` takes them.
+    """Return every setting of a recipe, as ``pipe(...)`` takes them.
 
     Raises:
         InvalidRequest: the image was made from pictures, which a recipe does not hold.
     """
     known = request_type.settings()
     settings = {name: value for name, value in recipe["request"].items() if name in known}
-    pictures = [name for name in ("input_image", "masks") if settings.get(name)]
+    pictures = [name for name in PICTURES if settings.get(name)]
     if pictures:
         raise InvalidRequest(f"the image was made from other pictures ({', '.join(pictures)}); give them again.")
-    return {name: value for name, value in settings.items() if value != _default(known[name])}
-
-
-def _default(each: dataclasses.Field[Any]) -> Any:
-    return list(each.default) if isinstance(each.default, tuple) else each.default
+    return {name: value for name, value in settings.items() if name not in PICTURES}

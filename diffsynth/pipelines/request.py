@@ -45,7 +45,8 @@ class ImageRequest:
     width: int | None = setting(None, "Image width in pixels.")
     num_inference_steps: int | None = setting(None, "Number of denoising steps.")
     scheduler: str | None = setting(None, "Name of the sampler, such as ddim, ddpm or dpm++2m.")
-    seed: int | None = setting(None, "Start of the random numbers; without it the global generator chooses one.")
+    spacing: str | None = setting(None, "How timesteps are spread: trailing, leading, linspace, karras, log_uniform.")
+    seed: int | None = setting(None, "Start of the random numbers; without it one is chosen, and told.")
     input_image: Image | None = setting(None, "Image to start from instead of noise.")
     denoising_strength: float = setting(1.0, "Share of the schedule that is run on an input image, above 0 to 1.")
 
@@ -67,7 +68,7 @@ class ImageRequest:
         for name, each in self.settings().items():
             if getattr(self, name) is None and each.default is not None:
                 raise InvalidRequest(f"{name} cannot be None; leave it out for what is usual.")
-        for name in ("prompt", "negative_prompt", "scheduler"):
+        for name in ("prompt", "negative_prompt", "scheduler", "spacing"):
             check_type(name, getattr(self, name), str, "text")
         check_range("cfg_scale", self.cfg_scale, 0, 100)
         check_range("guidance_rescale", self.guidance_rescale, 0, 1)
@@ -85,8 +86,13 @@ class ImageRequest:
             )
 
 
-def resolve_names(settings: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+def resolve_names(settings: Mapping[str, Any], known: Sequence[str], hints: Sequence[str] = ()) -> dict[str, Any]:
     """Replace other libraries' names by ours and refuse names that nobody knows.
+
+    Args:
+        settings: names and values.
+        known: the names there are.
+        hints: names that a misspelt one may have meant besides.
 
     Raises:
         InvalidRequest: a name is unknown, or a setting is given under two names.
@@ -95,7 +101,7 @@ def resolve_names(settings: Mapping[str, Any], known: Sequence[str]) -> dict[str
     for name, value in settings.items():
         ours = ALIASES.get(name, name)
         if ours not in known:
-            near = get_close_matches(name, [*known, *ALIASES], n=3)
+            near = get_close_matches(name, [*known, *ALIASES, *hints], n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else f" Known are: {', '.join(known)}."
             raise InvalidRequest(f"there is no setting called {printable(name)!r}.{hint}")
         if ours in resolved:

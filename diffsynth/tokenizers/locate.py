@@ -42,8 +42,9 @@ def locate_vocabulary(kind: Kind, checkpoint_path: Path, explicit: Path | None =
     raise TokenizerNotFound(
         f"{kind} vocabulary ({' or '.join(FILE_NAMES[kind])})",
         looked,
-        "Put the file into one of these places, or give its path; "
-        'download_models(["HunyuanDiT"]) fetches it together with the weights.',
+        "Put the file into one of these places, or give its path. It belongs to the release of the weights: of "
+        'HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; download_models(["HunyuanDiT"]) tells '
+        "the repository.",
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from diffsynth.cli import run
 from diffsynth.models import mt5
 from diffsynth.models.mt5.config import MT5Config
+from diffsynth.pipelines.recipe import read_recipe
 from examples.random_models import write_models
 
 SMALL = ["--height", "64", "--width", "64", "--steps", "2", "--device", "cpu"]
@@ -140,6 +141,69 @@ def test_generate_like_takes_new_settings_over_those_of_the_recipe(models: Path,
     with Image.open(tmp_path / "b.png") as image:
         assert "Seed: 2," in image.info["parameters"]
     assert pixels(tmp_path / "a.png") != pixels(tmp_path / "b.png")
+
+
+def test_generate_like_draws_with_everything_that_the_recipe_names(models: Path, tmp_path: Path) -> None:
+    vocabularies = tmp_path / "vocabularies"
+    vocabularies.mkdir()
+    (vocabularies / "vocab.txt").write_bytes((models / "tokenizer" / "vocab.txt").read_bytes())
+    (vocabularies / "spiece.model").write_bytes((models / "mt5" / "spiece.model").read_bytes())
+    first = ["--conventions", "original", "--beta-end", "0.02", "--dtype", "bfloat16", "--spacing", "trailing"]
+    first += ["--scheduler", "dpm++2m", "--clip-tokenizer", str(vocabularies), "--t5-tokenizer", str(vocabularies)]
+    run(["generate", "--prompt", "a", "--model", str(models), *SMALL, *first, "-o", str(tmp_path / "a.png")])
+
+    code = run(["generate", "--like", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")])
+
+    one, other = read_recipe(tmp_path / "a.png"), read_recipe(tmp_path / "b.png")
+    assert code == 0
+    assert one == other
+    assert (one["conventions"], one["beta_end"], one["models"][0]["dtype"]) == ("original", 0.02, "bfloat16")
+    assert [Path(each["path"]).parent for each in one["vocabularies"]] == [vocabularies] * 2
+    assert pixels(tmp_path / "a.png") == pixels(tmp_path / "b.png")
+
+
+def test_generate_like_takes_an_option_that_says_what_is_usual(models: Path, tmp_path: Path) -> None:
+    unusual = ["--tiled", "--tile-size", "3", "--tile-stride", "2", "--clip-skip", "2", "--guidance-rescale", "0.5"]
+    run(["generate", "--prompt", "a", "--model", str(models), *SMALL, *unusual, "-o", str(tmp_path / "a.png")])
+    usual = ["--no-tiled", "--tile-size", "64", "--tile-stride", "32", "--clip-skip", "1", "--guidance-rescale", "0"]
+
+    code = run(["generate", "--like", str(tmp_path / "a.png"), *usual, "-o", str(tmp_path / "b.png")])
+
+    request = read_recipe(tmp_path / "b.png")["request"]
+    assert code == 0
+    assert [request[name] for name in ("tiled", "tile_size", "clip_skip", "guidance_rescale")] == [False, 64, 1, 0]
+
+
+def test_generate_like_tells_which_file_is_another(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["generate", "--prompt", "a", "--model", str(models), *SMALL, "-o", str(tmp_path / "a.png")])
+    (other, *_) = write_models(tmp_path / "other", seed=4)
+
+    code = run(
+        ["generate", "--like", str(tmp_path / "a.png"), "--model", str(other.parents[1]), "-o", str(tmp_path / "b.png")]
+    )
+
+    assert code == 0
+    assert "pytorch_model_ema.pt is not the file that the image was drawn with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["generate", "--prompt", "a", "--device", "cpu", "--model"]])
+def test_a_kind_for_a_path_that_is_not_there_is_refused(
+    command: list[str], models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run([*command, str(models), "--as", "elsewhere=mt5"])
+
+    assert code == 1
+    assert "--as names elsewhere, which is not among the files" in capsys.readouterr().err
+
+
+def test_a_kind_for_a_folder_holds_for_its_parts(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(["inspect", str(models), "--as", f"{models}=mt5", "--json"])
+
+    rows = json.loads(capsys.readouterr().out)["files"]
+    assert code == 1
+    assert [bool(row["error"]) for row in rows] == [not row["path"].endswith("mt5") for row in rows]
 
 
 def test_generate_starts_from_a_picture(models: Path, tmp_path: Path) -> None:

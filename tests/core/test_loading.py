@@ -24,7 +24,7 @@ from .small_family import family, state
 
 def load(
     tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype | None = None, *, mmap: bool = True
-) -> tuple[Any, bool]:
+) -> tuple[Any, frozenset[int]]:
     path = folder / "lamp.safetensors"
     save_file(tensors, path)
     checkpoint = open_checkpoint(path, mmap=mmap)

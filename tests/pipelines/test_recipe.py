@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import pickle
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -17,6 +21,7 @@ from diffsynth.core import digest
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 from diffsynth.pipelines.recipe import read_recipe, request_from
+from examples.random_models import write_models
 
 from .conftest import Load
 from .toy import OTHER_PROMPT, PROMPT, load_toy
@@ -69,7 +74,8 @@ def test_a_recipe_names_everything_that_took_part(pipe: HunyuanDiTImagePipeline,
     assert [model["family"] for model in recipe["models"]] == ["hunyuan_dit", "bert_clip", "mt5", "autoencoder_kl"]
     for model in recipe["models"]:
         content = Path(model["path"]).read_bytes()
-        assert model["files"] == [{"name": Path(model["path"]).name, "sha256": hashlib.sha256(content).hexdigest()}]
+        assert model["files"] == [{"path": model["path"], "sha256": hashlib.sha256(content).hexdigest()}]
+    assert [each["family"] for each in recipe["vocabularies"]] == ["clip_tokenizer", "t5_tokenizer"]
 
 
 def test_every_image_of_a_batch_has_its_own_recipe(pipe: HunyuanDiTImagePipeline, tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_the_hash_of_a_weight_file_is_computed_once(
     monkeypatch.setattr(digest, "_digest", refuse)
     save_image(image, tmp_path / "second.png")
 
-    assert len(json.loads((own_cache / "sha256.json").read_text())) == 4
+    assert len(json.loads((own_cache / "sha256.json").read_text())) == 6
 
 
 def test_a_recipe_can_be_written_where_no_hash_can_be_remembered(
@@ -186,3 +192,33 @@ def test_a_copy_of_an_image_keeps_its_recipe(v1_2: list[Path], tmp_path: Path) -
     image = load_toy(v1_2)(PROMPT, **SMALL).copy()
 
     assert read_recipe(save_image(image, tmp_path / "image.png"))["request"]["prompt"] == PROMPT
+
+
+def test_an_image_holds_no_network(v1_2: list[Path]) -> None:
+    pipe = load_toy(v1_2)
+    networks = [weakref.ref(part) for part in (pipe.denoiser, pipe.vae, pipe.prompt_encoder.t5)]
+    image = pipe(PROMPT, **SMALL)
+
+    del pipe
+    gc.collect()
+
+    assert all(network() is None for network in networks)
+    assert pickle.loads(pickle.dumps(image)).info["seed"] == image.info["seed"]
+
+
+def test_a_file_that_was_replaced_since_has_no_hash_in_the_recipe(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write_models(tmp_path / "models")
+    image = load_toy(files, dtype=torch.float16)(PROMPT, **SMALL)
+    write_models(tmp_path / "other", seed=9)
+    (tmp_path / "other" / "t2i" / "model" / "pytorch_model_ema.pt").replace(files[2])
+    files[1].unlink()
+
+    recipe = read_recipe(save_image(image, tmp_path / "image.png"))
+
+    digests = {model["family"]: model["files"][0]["sha256"] for model in recipe["models"]}
+    assert digests["hunyuan_dit"] is None
+    assert digests["mt5"] is None
+    assert digests["autoencoder_kl"] is not None
+    assert "it was changed since the image was drawn" in caplog.text

@@ -34,6 +34,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "width": ({}, 64),
     "num_inference_steps": ({}, 3),
     "scheduler": ({}, "dpm++2m"),
+    "spacing": ({}, "trailing"),
     "seed": ({}, 8),
     "input_image": ({}, PICTURE),
     "denoising_strength": ({"input_image": PICTURE}, 0.5),

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from diffsynth import HunyuanDiTImagePipeline
+from diffsynth.models.autoencoder_kl.model import Posterior
+from diffsynth.pipelines.hunyuan_dit.conventions import conventions_named
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 
 from .conftest import Load
@@ -139,3 +142,28 @@ def test_version_1_0_is_told_the_size_of_a_tile_when_tiled(pipeline: Load) -> No
 
     assert diffsynth[0].tobytes() != diffsynth[1].tobytes()
     assert original[0].tobytes() == original[1].tobytes()
+
+
+def test_the_size_condition_of_a_tiled_image_is_that_of_one_tile_in_pixels() -> None:
+    assert conventions_named("diffsynth").image_meta_size(2048, 1536, 64) == (1024, 1024, 1024, 1024, 0, 0)
+    assert conventions_named("diffsynth").image_meta_size(768, 1280, None) == (1280, 768, 1280, 768, 0, 0)
+    assert conventions_named("original").image_meta_size(768, 1280, 64) == (1024, 1024, 1280, 768, 0, 0)
+    assert conventions_named("diffusers").image_meta_size(768, 1280, 64) == (1024, 1024, 768, 1280, 0, 0)
+
+
+def test_an_input_image_is_encoded_in_the_tiles_asked_for(
+    pipe: HunyuanDiTImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    encode = pipe.vae.encode
+
+    def watched(pixels: Tensor) -> Posterior:
+        seen.append(tuple(pixels.shape[2:]))
+        return encode(pixels)
+
+    monkeypatch.setattr(pipe.vae, "encode", watched)
+    settings = {"tiled": True, "tile_size": 4, "tile_stride": 2, "denoising_strength": 0.5, **FAST}
+
+    pipe(PROMPT, input_image=Image.new("RGB", (64, 48)), height=48, width=64, **settings)
+
+    assert seen == [(32, 32)] * 6

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest, ModelNotLoaded
-from diffsynth.manager import LoadedModel, ModelManager
+from diffsynth.manager import ModelManager
 
 NEEDS = ("hunyuan_dit", "bert_clip", "mt5", "autoencoder_kl")
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
-from diffsynth.manager import LoadedModel, ModelManager
+from diffsynth.core.loaded import LoadedModel
+from diffsynth.manager import ModelManager
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.condition import Condition, Plan, TextFeatures
@@ -31,6 +32,7 @@ from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
 from diffsynth.pipelines.precision import finite
+from diffsynth.pipelines.recipe import Source
 from diffsynth.schedulers.base import Scheduler
 from diffsynth.schedulers.catalog import make_scheduler
 
@@ -66,16 +68,6 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     latent_scale: float = 0.13025
     loaded: tuple[LoadedModel[Any], ...] = ()
 
-    def __post_init__(self) -> None:
-        self._preview = LatentPreview(self.vae, self.latent_scale)
-        self._codec = ImageCodec(
-            vae=self.vae,
-            latent_scale=self.latent_scale,
-            samples_posterior=self.conventions.samples_posterior,
-            truncates_pixels=self.conventions.truncates_pixels,
-            norm_out_eps=self.conventions.norm_out_eps,
-        )
-
     @classmethod
     def from_model_manager(
         cls,
@@ -83,6 +75,9 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         conventions: str = "diffsynth",
         *,
         denoiser: str | int | None = None,
+        clip: str | int | None = None,
+        t5: str | int | None = None,
+        vae: str | int | None = None,
         beta_end: float | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
         t5_tokenizer: str | PathLike[str] | None = None,
@@ -92,44 +87,65 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         Args:
             manager: has loaded the denoiser, both text encoders and the autoencoder.
             conventions: ``diffsynth`` (what DiffSynth 1.x did), ``original`` (Tencent's program) or ``diffusers``.
-            denoiser: which one, if several are loaded: the name of its file, or its index.
+            denoiser: which one, if several are loaded: the name of its file or folder, or its index.
+            clip: which CLIP text encoder, likewise.
+            t5: which mT5 encoder, likewise.
+            vae: which autoencoder, likewise.
             beta_end: last beta of the noise schedule; by default 0.03 for v1.0 and v1.1, 0.018 for v1.2.
             clip_tokenizer: vocab.txt or its folder; by default looked for near the text encoder's file.
             t5_tokenizer: spiece.model or its folder; by default looked for in and near the text encoder's file.
 
         Raises:
             ModelNotLoaded: a network is missing.
-            AmbiguousModel: several denoisers are loaded and none is named.
+            AmbiguousModel: several networks of a kind are loaded and none is named.
             TokenizerNotFound: a vocabulary is nowhere; the message lists the places.
             InvalidRequest: unknown conventions, or networks that do not fit each other.
         """
         chosen = conventions_named(conventions)
         check_loaded(manager)
-        dit, clip = manager.find(HunyuanDiT, denoiser), manager.find(BertClip)
-        t5, vae = manager.find(MT5Encoder), manager.find(AutoencoderKL)
-        check_fit(dit, clip, t5, vae)
+        dit, bert = manager.find(HunyuanDiT, denoiser), manager.find(BertClip, clip)
+        mt5, autoencoder = manager.find(MT5Encoder, t5), manager.find(AutoencoderKL, vae)
+        check_fit(dit, bert, mt5, autoencoder)
         if beta_end is None:
             beta_end = 0.03 if dit.config.size_conditioning else 0.018
-            logger.info("%s is %s: noise schedule ends at beta %s", dit.path, dit.family.version(dit.config), beta_end)
+        logger.info("%s is %s; noise schedule ends at beta %s", dit.path, dit.family.version(dit.config), beta_end)
         encoder = HunyuanDiTPromptEncoder(
-            clip=clip.module,
-            clip_tokenizer=clip_tokenizer_for(clip, clip_tokenizer, dit.config.text_len),
-            t5=t5.module,
-            t5_tokenizer=t5_tokenizer_for(t5, t5_tokenizer, dit.config.t5_len),
+            clip=bert.module,
+            clip_tokenizer=clip_tokenizer_for(bert, clip_tokenizer, dit.config.text_len),
+            t5=mt5.module,
+            t5_tokenizer=t5_tokenizer_for(mt5, t5_tokenizer, dit.config.t5_len),
         )
         return cls(
             denoiser=dit.module,
             prompt_encoder=encoder,
-            vae=vae.module,
+            vae=autoencoder.module,
             conventions=chosen,
             beta_end=beta_end,
-            loaded=(dit, clip, t5, vae),
+            loaded=(dit, bert, mt5, autoencoder),
         )
 
     @property
     @override
     def models(self) -> tuple[LoadedModel[Any], ...]:
         return self.loaded
+
+    @property
+    @override
+    def vocabularies(self) -> tuple[Source, ...]:
+        encoder = self.prompt_encoder
+        found = {"clip_tokenizer": encoder.clip_tokenizer.source, "t5_tokenizer": encoder.t5_tokenizer.source}
+        return tuple(Source.of_file(role, path) for role, path in found.items() if path.is_file())
+
+    @property
+    def codec(self) -> ImageCodec:
+        """The autoencoder, used as the conventions say."""
+        return ImageCodec(
+            vae=self.vae,
+            latent_scale=self.latent_scale,
+            samples_posterior=self.conventions.samples_posterior,
+            truncates_pixels=self.conventions.truncates_pixels,
+            norm_out_eps=self.conventions.norm_out_eps,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -187,20 +203,37 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             beta_start=BETA_START,
             beta_end=self.beta_end,
             prediction="velocity",
+            spacing=request.spacing,
         )
 
     @override
     def draw_batch(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> list[Image.Image]:
-        latents = finite(
-            lambda: self._denoise(requests, monitor),
-            (self.denoiser, self.prompt_encoder.clip, self.prompt_encoder.t5),
-            "Run `diffsynth inspect --verify` on the weight files; a damaged file or a wrong autoencoder gives this.",
-        )
-        tiles = _tiles(requests[0])
-        return [image for row in latents for image in self._codec.decode(row[None], tiles=tiles)]
+        encoder = self.prompt_encoder
+        remedy = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
+        texts = self._texts(requests)
+        distinct = sorted(set(texts))
+        features = finite(lambda: self._encode(distinct, requests[0]), (encoder.clip, encoder.t5), remedy)
+        rows = [distinct.index(text) for text in texts]
+        latents = finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), remedy)
+        return [image for row in latents for image in self.codec.decode(row[None], tiles=_tiles(requests[0]))]
 
-    def _denoise(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> tuple[Tensor, str | None]:
-        """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
+    def _encode(self, texts: Sequence[str], request: HunyuanDiTRequest) -> tuple[TextFeatures, str | None]:
+        """Return the features of texts, and where they are not finite, if so."""
+        features = self.prompt_encoder(texts, clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
+        good = features.clip.isfinite().all() and features.t5.isfinite().all()
+        return features, None if good else "the text encoder's features"
+
+    def _denoise(
+        self, requests: Sequence[HunyuanDiTRequest], features: TextFeatures, rows: list[int], monitor: Monitor
+    ) -> tuple[Tensor, str | None]:
+        """Return clean latents (B, C, h, w) and where they first were not finite, if so.
+
+        Args:
+            requests: what to draw.
+            features: of every distinct text.
+            rows: for every row the denoiser is run on, its text among them.
+            monitor: who is told about progress.
+        """
         request, config = requests[0], self.denoiser.config
         assert request.height is not None
         assert request.width is not None
@@ -215,33 +248,25 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             latents = noise.draw()
         else:
             size = (request.height, request.width)
-            clean = self._codec.encode(request.input_image, *size, noise=noise, tiles=_tiles(request))
+            clean = self.codec.encode(request.input_image, *size, noise=noise, tiles=_tiles(request))
             latents = run.add_noise(clean, noise.draw())
 
-        guidance = self._guidance(request, height, width)
-        texts = self._texts(requests, guided=guidance.scale is not None)
-        distinct = sorted(set(texts))
-        features = self.prompt_encoder(distinct, clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
-        if not (features.clip.isfinite().all() and features.t5.isfinite().all()):
-            return latents, "the text encoder's features"
-        rope = build_rope(
-            height // config.patch_size,
-            width // config.patch_size,
-            config.head_dim,
-            end_point=self.conventions.rope_end_point,
-            device=self.device,
-        )
+        patches = (height // config.patch_size, width // config.patch_size)
+        end_point = self.conventions.rope_end_point
+        rope = build_rope(*patches, config.head_dim, end_point=end_point, device=self.device)
         plan = self.denoiser.plan(run.timesteps, self._condition(features, request), rope)
-        if texts != distinct:
-            plan = plan.rows([distinct.index(text) for text in texts])
+        if rows != list(range(len(plan))):
+            plan = plan.rows(rows)
         tile = TokenTiling(tile=request.tile_size, stride=request.tile_stride) if request.tiled else None
-        predict = self._predictor(plan, guidance, len(requests), tile)
-        on_step = monitor.on_step(run.timesteps, self._preview)
+        predict = self._predictor(plan, self._guidance(request, height, width), len(requests), tile)
+        on_step = monitor.on_step(run.timesteps, LatentPreview(self.vae, self.latent_scale))
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
         return latents, _first_bad(good)
 
-    def _texts(self, requests: Sequence[HunyuanDiTRequest], *, guided: bool) -> list[str]:
+    def _texts(self, requests: Sequence[HunyuanDiTRequest]) -> list[str]:
         """Return the prompt of every row the denoiser is run on: negative, positive, each local prompt, per image."""
+        assert requests[0].cfg_scale is not None
+        guided = self.conventions.guides(requests[0].cfg_scale)
         strip = str.strip if self.conventions.strips_prompts else str
         positive = [strip(each.prompt) for each in requests]
         negative = [strip(each.negative_prompt or "") for each in requests] if guided else []

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest
-from diffsynth.manager import LoadedModel
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.mt5.model import MT5Encoder

@@ -1,0 +1,73 @@
+"""``diffsynth generate --like``: draw an image again from the recipe in its PNG."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+
+if TYPE_CHECKING:
+    from diffsynth.manager import ModelManager
+
+
+def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of an image, with its ``settings`` as ``pipe(...)`` takes them; empty without an image.
+
+    Args:
+        like: the PNG file.
+        given: settings that are given anew; the recipe need not have them.
+
+    Raises:
+        InvalidRequest: the file has no recipe, or needs pictures that were not given.
+    """
+    if like is None:
+        return {}
+    from diffsynth.pipelines.recipe import read_recipe, request_from
+
+    recipe = read_recipe(like)
+    for name in given:
+        recipe["request"].pop(name, None)
+    settings = request_from(recipe, HunyuanDiTRequest)
+    return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}
+
+
+def load_again(manager: ModelManager, recipe: dict[str, Any], dtype: str | None) -> None:
+    """Load the networks that a recipe names, each in its dtype unless one is given.
+
+    Raises:
+        CheckpointError: a file is gone or is another.
+    """
+    import torch
+
+    for model in recipe["models"]:
+        files = [file["path"] for file in model["files"]]
+        whole = len(files) == 1 or Path(model["path"]).is_dir() or model["path"] not in files
+        kept = getattr(torch, dtype or model["dtype"])
+        manager.load_model(model["path"] if whole else files, kind=model["family"], torch_dtype=kept)
+
+
+def vocabulary_of(recipe: dict[str, Any], role: str) -> Path | None:
+    """Return the vocabulary that a recipe names, or None if it names none that is still there."""
+    for vocabulary in recipe.get("vocabularies", []):
+        path = Path(vocabulary["path"])
+        if vocabulary["family"] == role and path.is_file():
+            _compare(path, {file["sha256"] for file in vocabulary["files"]})
+            return path
+    return None
+
+
+def compare_files(manager: ModelManager, recipe: dict[str, Any]) -> None:
+    """Say on standard error which weight files are not those that the image was drawn with."""
+    known = {file["sha256"] for model in recipe.get("models", []) for file in model["files"]}
+    for entry in manager:
+        for file in entry.checkpoint.files:
+            _compare(file, known)
+
+
+def _compare(file: Path, known: set[str | None]) -> None:
+    from diffsynth.core.digest import sha256_of
+
+    if known and sha256_of(file) not in known:
+        print(f"{file} is not the file that the image was drawn with; it will differ.", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""A network in memory, with all that is known of where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from diffsynth.core.checkpoint import Checkpoint
+from diffsynth.core.family import ModelFamily
+from diffsynth.core.loading import address
+from diffsynth.core.registry import Identified
+from diffsynth.errors import CheckpointError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel(Generic[M]):
+    """A network in memory and where it came from.
+
+    Args:
+        module: the network.
+        found: what its file was recognised as.
+        checkpoint: the file.
+        dtype: of its floating-point weights, as it was loaded.
+        views: addresses of the weights that were views of the mapped file when it was loaded.
+    """
+
+    module: M
+    found: Identified
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    views: frozenset[int] = frozenset()
+
+    @property
+    def mapped(self) -> bool:
+        """Whether weights are still views of the file; they are not once they were converted or moved."""
+        return bool(self.views) and any(address(weight) in self.views for weight in self.module.parameters())
+
+    @property
+    def family(self) -> ModelFamily:
+        """The kind of network."""
+        return self.found.family
+
+    @property
+    def config(self) -> Any:
+        """Its sizes."""
+        return self.found.config
+
+    @property
+    def path(self) -> Path:
+        """The file, or the folder, that it was loaded from."""
+        return self.checkpoint.path
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, those shared under two names counted once."""
+        return sum(tensor.nbytes for tensor in self.module.parameters())
+
+    @property
+    def label(self) -> str:
+        """Its kind and its file, for messages."""
+        return f"{self.family.name} from {self.path}" + (f" under {self.found.prefix!r}" if self.found.prefix else "")
+
+    def check_unchanged(self) -> None:
+        """Make sure that weights which are views of a file are what they were when it was opened.
+
+        Raises:
+            CorruptCheckpoint: the file was changed in place since.
+        """
+        if self.mapped:
+            self.checkpoint.check_unchanged()
+
+    def comes_from(self, checkpoint: Checkpoint, found: Identified) -> bool:
+        """Whether it is this network of this file, whichever way the file's path was written."""
+        if (self.family, self.found.prefix) != (found.family, found.prefix):
+            return False
+        return _resolved(self.checkpoint) == _resolved(checkpoint)
+
+    def is_current(self) -> bool:
+        """Whether its files are still those that were opened."""
+        try:
+            self.checkpoint.check_unchanged()
+        except CheckpointError:
+            return False
+        return True
+
+    def answers_to(self, variant: str) -> bool:
+        """Whether a variant means this network: its path, its file's name with or without ending, or its prefix."""
+        path = self.path
+        return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."))
+
+
+def _resolved(checkpoint: Checkpoint) -> list[Path]:
+    return [file.resolve() for file in checkpoint.files]
