@@ -1,8 +1,8 @@
 # make image   sets everything up and draws a picture
 # make test    sets everything up and runs every check
 #
-# Another torch, for example the newest with CUDA:   make image TORCH=torch
-# A torch from another index:                        make image TORCH_INDEX=https://...
+# The newest torch instead of the tested one:   make image TORCH=torch
+# A torch from another index, of CPU builds:     make image TORCH_INDEX=https://...
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -36,7 +36,7 @@ benchmark: $(VENV)/.tools
 clean:
 	rm -rf $(VENV) build image.png
 
-# torch goes first and alone: left to a dependency, pip would choose a build of several gigabytes.
+# torch goes first and alone: left to a dependency, pip would choose its version, and what it brings.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"

@@ -21,7 +21,7 @@ from diffsynth.core.loading import load_network
 from diffsynth.core.placement import resolve_device
 from diffsynth.core.registry import Identified, Registry
 from diffsynth.core.saving import save_network
-from diffsynth.errors import AmbiguousModel, ModelNotLoaded, UnknownCheckpoint, listed
+from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded, UnknownCheckpoint, listed
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ModelManager:
         *,
         mmap: bool | None = None,
     ) -> None:
-        self.torch_dtype = torch_dtype
+        self.torch_dtype = _floating(torch_dtype)
         self.device = resolve_device(device)
         self.registry = Registry.collect(models)
         self._mmap = mmap
@@ -75,6 +75,8 @@ class ModelManager:
         torch_dtype: torch.dtype | None = None,
     ) -> list[LoadedModel[Any]]:
         """Load several files; see ``load_model``."""
+        if isinstance(file_path_list, (str, PathLike)):
+            file_path_list = [file_path_list]
         return [entry for path in file_path_list for entry in self.load_model(path, torch_dtype=torch_dtype)]
 
     def load_model(
@@ -105,7 +107,7 @@ class ModelManager:
         if identification.unclaimed:
             logger.info("%s: %d tensors stay unread: %s", checkpoint.path, len(identification.unclaimed),
                         listed(identification.unclaimed))  # fmt: skip
-        return [self._load(found, checkpoint, torch_dtype) for found in identification.networks]
+        return [self._load(found, checkpoint, torch_dtype) for found in _without_copies(identification.networks)]
 
     def _load_components(
         self, folder: Path, components: Sequence[Path], kind: str | None, torch_dtype: torch.dtype | None
@@ -123,7 +125,7 @@ class ModelManager:
         return loaded
 
     def _load(self, found: Identified, checkpoint: Checkpoint, torch_dtype: torch.dtype | None) -> LoadedModel[Any]:
-        dtype = torch_dtype or found.family.dtype or self.torch_dtype
+        dtype = _floating(torch_dtype) or found.family.dtype or self.torch_dtype
         same = [each for each in self if each.comes_from(checkpoint, found) and dtype in (None, each.dtype)]
         for entry in same:
             if entry.is_current():
@@ -251,7 +253,29 @@ class ModelManager:
         rows = [
             f"  {entry.family.name:<16} {str(entry.dtype).removeprefix('torch.'):<9} "
             f"{entry.nbytes / 1e6:>9.1f} MB  {entry.path}"
+            + (f" under {entry.found.prefix!r}" if entry.found.prefix else "")
             for entry in self._loaded
         ]
         head = f"ModelManager(device={str(self.device)!r}, {len(rows)} networks"
         return "\n".join([head + (":" if rows else ")"), *rows]) + (")" if rows else "")
+
+
+def _floating(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return a dtype that weights can be converted to.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise InvalidRequest(f"torch_dtype must be a floating-point torch.dtype, such as torch.float16, not {dtype!r}.")
+
+
+def _without_copies(networks: Sequence[Identified]) -> list[Identified]:
+    """Leave out the raw weights of a training checkpoint that holds their moving average beside them."""
+    averaged = {each.family.name: each for each in networks if each.prefix.startswith("ema.")}
+    kept = [each for each in networks if averaged.get(each.family.name, each) is each]
+    for each in networks:
+        if each not in kept:
+            logger.info("taking the moving average under 'ema.' in the place of %s", each.label)
+    return kept

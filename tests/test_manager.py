@@ -460,3 +460,31 @@ def test_weights_that_were_converted_no_longer_depend_on_the_file(tmp_path: Path
 
     assert not entry.mapped
     entry.check_unchanged()
+
+
+def test_of_a_training_checkpoint_only_the_moving_average_is_loaded(tmp_path: Path) -> None:
+    raw, average = (spellings.original_dit(lively(hunyuan_dit.FAMILY, seed=seed)) for seed in (0, 1))
+    both = {f"module.{key}": value for key, value in raw.items()} | {
+        f"ema.{key}": value for key, value in average.items()
+    }
+    save_file(saved_as(both, torch.float32), tmp_path / "training.safetensors")
+
+    manager = manager_of(tmp_path / "training.safetensors")
+
+    (entry,) = manager
+    assert entry.found.prefix == "ema."
+    assert "under 'ema.'" in repr(manager)
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, torch.complex64])
+def test_a_dtype_that_weights_cannot_have_is_refused(dtype: Any) -> None:
+    with pytest.raises(InvalidRequest, match="torch_dtype must be a floating-point"):
+        ModelManager(torch_dtype=dtype, device="cpu")
+
+
+def test_one_path_is_understood_as_a_list_of_one(toy_files: list[Path]) -> None:
+    manager = ModelManager(device="cpu")
+
+    manager.load_models(str(toy_files[2]))
+
+    assert len(manager) == 1

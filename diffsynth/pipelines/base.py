@@ -130,6 +130,8 @@ class ImagePipeline(ABC, Generic[R]):
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
         images = self.draw_batch(chosen, monitor or Monitor(_terminal_bar))
+        for model in self.models:  # a file that was written to meanwhile has spoilt the images
+            model.check_unchanged()
         models = tuple(Source.of_model(model) for model in self.models)
         for image, request in zip(images, chosen, strict=True):
             attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies))

@@ -60,7 +60,8 @@ def test_networks_move_and_release_gives_their_memory_back(files: list[Path]) ->
     assert torch.accelerator.memory_allocated() == before
 
 
-def test_the_denoising_loop_never_waits_for_the_device(files: list[Path]) -> None:
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpm++2m_sde"])
+def test_the_denoising_loop_never_waits_for_the_device(files: list[Path], scheduler: str) -> None:
     if best_device().type != "cuda":
         pytest.skip("only CUDA can report when the host waits")
     manager = ModelManager(torch_dtype=torch.float16, device=best_device(), file_path_list=files)
@@ -70,9 +71,11 @@ def test_the_denoising_loop_never_waits_for_the_device(files: list[Path]) -> Non
     def inside(timesteps: Iterable[float]) -> Iterable[float]:
         torch.cuda.set_sync_debug_mode("error")
         modes.append(1)
-        yield from timesteps
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            yield from timesteps
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
-    pipe("一只獾", seed=3, height=128, width=128, num_inference_steps=4, progress_bar_cmd=inside)
+    pipe("一只獾", seed=3, height=128, width=128, num_inference_steps=4, scheduler=scheduler, progress_bar_cmd=inside)
 
     assert modes
