@@ -488,3 +488,26 @@ def test_one_path_is_understood_as_a_list_of_one(toy_files: list[Path]) -> None:
     manager.load_models(str(toy_files[2]))
 
     assert len(manager) == 1
+
+
+def test_an_autoencoder_that_lacks_a_level_is_refused_with_the_level(tmp_path: Path) -> None:
+    state = saved_as(lively(autoencoder_kl.FAMILY).state_dict(), torch.float32)
+    cut = {key: tensor for key, tensor in state.items() if not key.startswith("encoder.down_blocks.1.")}
+    save_file(cut, tmp_path / "vae.safetensors")
+
+    for kind in (None, "autoencoder_kl"):
+        with pytest.raises(UnknownCheckpoint, match="has 4 levels, but no weights of level 1"):
+            ModelManager(device="cpu").load_model(tmp_path / "vae.safetensors", kind=kind)
+
+
+def test_verifying_keeps_what_was_written_into_weights_that_are_views_of_the_file(tmp_path: Path) -> None:
+    manager = manager_of(write_dit(tmp_path / "dit" / "model.safetensors"))
+    (entry,) = manager
+    assert entry.mapped
+    with torch.no_grad():
+        for weight in entry.module.parameters():
+            weight.fill_(3)
+
+    assert manager.verify() == {}
+
+    assert all(weight.eq(3).all() for weight in entry.module.parameters())

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from diffsynth.cli import env, generate, inspect
-from diffsynth.cli.options import State
+from diffsynth.cli.options import State, print_anything
 from diffsynth.errors import Cancelled, DiffSynthError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     0 means done, 1 that something failed, 2 that the command was misspelt, 130 that Ctrl-C stopped it, 143 that a
     request to terminate did.
     """
+    print_anything()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
 

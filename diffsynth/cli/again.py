@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffsynth.errors import InvalidRequest, listed, printable
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 
 if TYPE_CHECKING:
     from diffsynth.manager import ModelManager
+
+PIPELINE = "HunyuanDiTImagePipeline"
 
 
 def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -20,13 +23,17 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
         given: settings that are given anew; the recipe need not have them.
 
     Raises:
-        InvalidRequest: the file has no recipe, or needs pictures that were not given.
+        InvalidRequest: the file has no recipe, or one of another pipeline, or needs pictures that were not given.
     """
     if like is None:
         return {}
     from diffsynth.pipelines.recipe import read_recipe, request_from
 
     recipe = read_recipe(like)
+    if recipe["pipeline"] != PIPELINE:
+        raise InvalidRequest(
+            f"{like} was drawn by {printable(recipe['pipeline'])}; this command draws with {PIPELINE}."
+        )
     for name in given:
         recipe["request"].pop(name, None)
     settings = request_from(recipe, HunyuanDiTRequest)
@@ -37,10 +44,16 @@ def load_again(manager: ModelManager, recipe: dict[str, Any], dtype: str | None)
     """Load the networks that a recipe names, each in its dtype unless one is given.
 
     Raises:
-        CheckpointError: a file is gone or is another.
+        InvalidRequest: files are not where the recipe says.
+        CheckpointError: a file cannot be used.
     """
     import torch
 
+    named = [Path(file["path"]) for model in recipe["models"] for file in model["files"]]
+    if gone := [path for path in named if not path.exists()]:
+        raise InvalidRequest(
+            f"files that the recipe names are not there: {listed(gone)}. Say where they are with --model."
+        )
     for model in recipe["models"]:
         files = [file["path"] for file in model["files"]]
         whole = len(files) == 1 or Path(model["path"]).is_dir() or model["path"] not in files

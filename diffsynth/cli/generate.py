@@ -5,11 +5,13 @@ The options for settings are made from the fields of the request, so a new setti
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import Parameter, signature
 from pathlib import Path
 from types import FrameType
@@ -19,7 +21,7 @@ import typer
 
 from diffsynth.cli.again import compare_files, load_again, read_again, vocabulary_of
 from diffsynth.cli.options import Debug, Kinds, Verbose, expanded
-from diffsynth.errors import Cancelled, InvalidRequest
+from diffsynth.errors import Cancelled, InvalidRequest, printable
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 
 if TYPE_CHECKING:
@@ -80,32 +82,81 @@ def generate(
     if like is None and not prompt:
         raise InvalidRequest("give a --prompt, or an image to draw again with --like.")
     if output.suffix.lower() != ".png":
-        raise InvalidRequest(f"--output {output} must end in .png: the recipe is kept in that format.")
+        raise InvalidRequest(f"--output {printable(output, 300)} must end in .png: the recipe is kept in that format.")
     given = _given(settings)
     recipe = read_again(like, given)
+    conventions = conventions or recipe.get("conventions", "diffsynth")
+    beta_end = recipe.get("beta_end") if beta_end is None else beta_end
+    call = {**recipe.get("settings", {}), **given}
+    call.setdefault("seed", secrets.randbelow(2**32))
+    requests = _requests(prompt or [recipe["prompt"]], num_images, call, conventions, beta_end)
+    outputs = [output]
+    if len(requests) > 1:
+        outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]
+    for path in outputs:
+        _check_output(path)
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.recipe import save_image
 
     pipe = HunyuanDiTImagePipeline.from_model_manager(
         _load([*(model or []), *(files or [])], recipe, device, dtype, kinds),
-        conventions or recipe.get("conventions", "diffsynth"),
-        beta_end=recipe.get("beta_end") if beta_end is None else beta_end,
+        conventions,
+        beta_end=beta_end,
         clip_tokenizer=clip_tokenizer or vocabulary_of(recipe, "clip_tokenizer"),
         t5_tokenizer=t5_tokenizer or vocabulary_of(recipe, "t5_tokenizer"),
     )
-    prompts = prompt or [recipe["prompt"]]
-    total = len(prompts) * num_images
-    call = {**recipe.get("settings", {}), **given}
-    call.setdefault("seed", secrets.randbelow(2**32))
-    for start in range(0, total, batch_size):
-        numbers = range(start, min(start + batch_size, total))
-        texts = [prompts[number // num_images] for number in numbers]
-        seeds = [call["seed"] + number for number in numbers]
+    pipe.latent_scale = recipe.get("latent_scale", pipe.latent_scale)
+    for start in range(0, len(requests), batch_size):
+        part = requests[start : start + batch_size]
+        call["seed"] = [request.seed for request in part]
         with _stopping() as callback:
-            images = pipe(texts, batch_size=batch_size, callback=callback, **{**call, "seed": seeds})
-        for number, image in zip(numbers, images, strict=True):
-            path = output if total == 1 else output.with_stem(f"{output.stem}-{number + 1:04d}")
+            images = pipe([request.prompt for request in part], batch_size=batch_size, callback=callback, **call)
+        for path, image in zip(outputs[start : start + batch_size], images, strict=True):
             print(f"{save_image(image, path)}  {_summary(image)}")
+
+
+def _requests(
+    prompts: list[str], count: int, settings: dict[str, Any], conventions: str, beta_end: float | None
+) -> list[HunyuanDiTRequest]:
+    """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
+    from diffsynth.pipelines.base import make_requests
+    from diffsynth.pipelines.hunyuan_dit.conventions import conventions_named
+    from diffsynth.pipelines.hunyuan_dit.pipeline import BETA_START
+    from diffsynth.schedulers.catalog import make_scheduler
+
+    chosen = conventions_named(conventions)
+    requests: list[HunyuanDiTRequest] = make_requests(HunyuanDiTRequest, prompts, count, {**settings})
+    name = requests[0].scheduler or chosen.scheduler
+    scheduler = make_scheduler(
+        chosen.samplers.get(name, name),
+        beta_start=BETA_START,
+        beta_end=0.018 if beta_end is None else beta_end,
+        prediction="velocity",
+        spacing=requests[0].spacing,
+    )
+    steps = requests[0].num_inference_steps or chosen.num_inference_steps
+    scheduler.start(steps, denoising_strength=requests[0].denoising_strength)
+    return requests
+
+
+def _check_output(path: Path) -> None:
+    """Make sure, before anything is loaded, that an image can be written.
+
+    Raises:
+        InvalidRequest: it cannot.
+        OSError: it cannot, for a reason that the system gives, such as a name that is too long.
+    """
+    name = printable(path, 300)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidRequest(f"--output {name} is a folder or no regular file; name a PNG file.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise InvalidRequest(f"--output {name} cannot be written: {printable(folder, 300)} is not a folder.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidRequest(
+            f"--output {name} cannot be written: no permission to write into {printable(folder, 300)}."
+        )
 
 
 def _summary(image: Image) -> str:
@@ -152,16 +203,9 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _opened(value: Path | list[Path]) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from diffsynth.pipelines.pictures import open_picture
 
-    if isinstance(value, list):
-        return [_opened(path) for path in value]
-    try:
-        with Image.open(value) as image:
-            image.load()
-            return image
-    except UnidentifiedImageError as error:
-        raise InvalidRequest(f"{value} is not a picture that Pillow can read.") from error
+    return [open_picture(path) for path in value] if isinstance(value, list) else open_picture(value)
 
 
 def _load(

@@ -33,7 +33,7 @@ def inspect(
     rows = [_describe(registry, part, kind, verify=verify) for part, kind in expanded(paths, kinds)]
     missing = _missing(rows)
     if as_json:
-        print(json.dumps({"files": rows, "missing": missing}, ensure_ascii=False, indent=1))
+        print(json.dumps({"files": rows, "missing": missing}, indent=1))
     else:
         for row in rows:
             _show(row)

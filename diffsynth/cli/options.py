@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
 
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import CheckpointError, InvalidRequest
 
 
 class State:
@@ -40,6 +42,13 @@ def start_logging(level: int) -> None:
     logger.setLevel(level)
 
 
+def print_anything() -> None:
+    """Let standard output and error escape what a terminal's encoding lacks, such as odd file names, not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show every detail.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Say what is being done.")]
 Kinds = Annotated[
@@ -54,8 +63,6 @@ def expanded(paths: Sequence[Path], kinds: list[str] | None) -> list[tuple[Path,
     Raises:
         InvalidRequest: ``--as`` names two kinds for a path, or a path that is not among them.
     """
-    from diffsynth.core.folder import component_folders
-
     chosen: dict[str, str] = {}
     for text in kinds or []:
         path, _, kind = text.rpartition("=")
@@ -64,10 +71,36 @@ def expanded(paths: Sequence[Path], kinds: list[str] | None) -> list[tuple[Path,
     parts: list[tuple[Path, str | None]] = []
     used = {""}
     for whole in paths:
-        for part in component_folders(whole) or [whole]:
+        for part in _parts(whole):
             name = next((str(each) for each in (part, whole) if str(each) in chosen), "")
             used.add(name)
             parts.append((part, chosen.get(name)))
     if unused := [path for path in chosen if path not in used]:
         raise InvalidRequest(f"--as names {unused[0]}, which is not among the files.")
+    return parts
+
+
+def _parts(whole: Path) -> list[Path]:
+    """Return the folders of a model's parts, or the path itself; a part that cannot be read fails when it is opened."""
+    from diffsynth.core.folder import component_folders
+
+    try:
+        return component_folders(whole) or [whole]
+    except (OSError, CheckpointError):
+        return _possible_parts(whole) or [whole]
+
+
+def _possible_parts(folder: Path) -> list[Path]:
+    """Return the folders inside a folder that have weights or cannot be read."""
+    from diffsynth.core.folder import WEIGHT_SUFFIXES
+
+    parts = []
+    with suppress(OSError):
+        for part in sorted(folder.iterdir()):
+            try:
+                wanted = part.is_dir() and any(file.suffix.lower() in WEIGHT_SUFFIXES for file in part.iterdir())
+            except OSError:
+                wanted = True
+            if wanted:
+                parts.append(part)
     return parts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from torch import Tensor
 from diffsynth.core.formats.content import file_status
 from diffsynth.core.formats.disk import on_network_disk
 from diffsynth.core.formats.reader import BytesReader
-from diffsynth.core.formats.shards import check_index, find_in_folder, merge, read_index
+from diffsynth.core.formats.shards import check_index, find_in_folder, merge, read_index, require_all_shards
 from diffsynth.core.formats.single import read_file, read_tensors
 from diffsynth.core.formats.table import Table
 from diffsynth.errors import CorruptCheckpoint, NotACheckpoint, printable
@@ -118,20 +119,27 @@ class Checkpoint(Mapping[str, Tensor]):
             reader.check_unchanged()
 
     def nonfinite(self) -> dict[str, int]:
-        """Count the values that are NaN or infinite, for each tensor that has any.
+        """Count the values in the files that are NaN or infinite, for each tensor that has any.
 
-        Reads every tensor, one at a time, and forgets it again.
+        Reads every tensor, one at a time, through a mapping of its own: what was written into tensors that were
+        handed out is neither seen nor lost.
+
+        Raises:
+            CheckpointError: a file was changed, or is gone.
         """
         counts: dict[str, int] = {}
-        for key, spec in self.header.items():
-            if not (spec.dtype.is_floating_point or spec.dtype.is_complex):
+        readers = {stamp.path: BytesReader(stamp, mapped=self.mapped) for stamp in self.stamps}
+        for key, record in self._records.items():
+            if not (record.dtype.is_floating_point or record.dtype.is_complex):
                 continue
-            values = self[key].float() if spec.dtype.itemsize == 1 else self[key]
-            count = spec.numel - int(torch.isfinite(values).sum())
+            reader = readers[record.file]
+            values = reader.read(record)
+            values = values.float() if record.dtype.itemsize == 1 else values
+            count = values.numel() - int(torch.isfinite(values).sum())
             if count:
                 counts[key] = count
             del values
-            self.forget(key)
+            reader.forget(record)
         return counts
 
 
@@ -151,13 +159,12 @@ def open_checkpoint(
             ``UnsafeCheckpoint``, ``UnsupportedCheckpoint``, ``MissingShard``.
         ValueError: an empty list of paths.
     """
-    if isinstance(path, (str, PathLike)):
-        named, tables = _resolve(path)
-    elif path:
-        found = [_resolve(each) for each in path]
-        named, tables = found[0][0], [table for _, each in found for table in each]
-    else:
+    paths = [path] if isinstance(path, (str, PathLike)) else path
+    if not paths:
         raise ValueError("open_checkpoint needs at least one path")
+    found = [_resolve(each) for each in paths]
+    named, tables = found[0].path, [table for each in found for table in each.tables]
+    require_all_shards([table.stamp.path for each in found if not each.listed for table in each.tables])
     if mmap is None:
         mmap = not any(on_network_disk(table.stamp.path) for table in tables)
     checkpoint = Checkpoint(named, tables, mmap=mmap)
@@ -165,8 +172,17 @@ def open_checkpoint(
     return checkpoint
 
 
-def _resolve(path: str | PathLike[str]) -> tuple[Path, list[Table]]:
-    """Return the path and the tables of all files that it stands for."""
+@dataclass(frozen=True)
+class _Resolved:
+    """A path, the tables of all files that it stands for, and whether an index lists these files."""
+
+    path: Path
+    tables: list[Table]
+    listed: bool = False
+
+
+def _resolve(path: str | PathLike[str]) -> _Resolved:
+    """Read the tables of all files that a path stands for."""
     text = os.fspath(path)
     if not text:
         raise NotACheckpoint("", "an empty path was given", "Give the path of a weight file or its folder.")
@@ -175,11 +191,11 @@ def _resolve(path: str | PathLike[str]) -> tuple[Path, list[Table]]:
     file = find_in_folder(named) if named.is_dir() else named
     found = read_file(file)
     if isinstance(found, Table):
-        return named, [found]
+        return _Resolved(named, [found])
     index = read_index(file, found)
     tables = [read_tensors(shard) for shard in index.files]
     check_index(index, tables)
-    return named, tables
+    return _Resolved(named, tables, listed=True)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

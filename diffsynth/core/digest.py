@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,11 +13,18 @@ from diffsynth.core.files import replacing
 
 
 def record_path() -> Path:
-    """Return where digests are remembered: ``$DIFFSYNTH_CACHE``, or the user's cache folder."""
+    """Return where digests are remembered: ``$DIFFSYNTH_CACHE``, or the user's cache folder.
+
+    A user without a home has a folder for temporary files.
+    """
     base = os.environ.get("DIFFSYNTH_CACHE")
     if base:
         return Path(base) / "sha256.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffsynth" / "sha256.json"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        caches = Path(tempfile.gettempdir()) / f"cache-{getattr(os, 'getuid', int)()}"
+    return caches / "diffsynth" / "sha256.json"
 
 
 def sha256_of(path: Path) -> str:
@@ -46,7 +54,7 @@ def _digest(path: Path) -> str:
 
 
 def _load() -> dict[str, object]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         record = json.loads(record_path().read_text("utf-8"))
         if isinstance(record, dict):
             return record

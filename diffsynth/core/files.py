@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,17 +18,23 @@ def replacing(path: Path) -> Iterator[Path]:
     a reader never sees half a file under the final name, even after a power cut.
 
     Raises:
-        OSError: the file or its folder cannot be written.
+        OSError: the file or its folder cannot be written, or something that is no file has this name; the error
+            names ``path``.
     """
+    if path.exists() and not path.is_file():
+        kind = errno.EISDIR if path.is_dir() else errno.EEXIST
+        raise OSError(kind, "exists and is no regular file, so it is not replaced", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":
         _sync(path.parent)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffsynth.core.formats.content import unreadable
+
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -12,12 +14,18 @@ def component_folders(folder: Path) -> list[Path]:
 
     A folder is one of several networks if it has a ``model_index.json``, or no weights of its own but
     folders with weights in it.
+
+    Raises:
+        NotACheckpoint: the system does not let us look into it.
     """
-    if not folder.is_dir():
-        return []
-    if not (folder / "model_index.json").is_file() and _has_weights(folder):
-        return []
-    return [part for part in sorted(folder.iterdir()) if part.is_dir() and _has_weights(part)]
+    try:
+        if not folder.is_dir():
+            return []
+        if not (folder / "model_index.json").is_file() and _has_weights(folder):
+            return []
+        return [part for part in sorted(folder.iterdir()) if part.is_dir() and _has_weights(part)]
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unreadable(getattr(error, "filename", None) or folder, error) from error
 
 
 def _has_weights(folder: Path) -> bool:

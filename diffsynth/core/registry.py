@@ -113,7 +113,7 @@ class Registry:
         if not match.complete:
             return None
         try:
-            config = layout.read_config(match)
+            config = _read_config(layout, match)
         except ValueError as error:
             logger.debug("%s: not %s (%s): %s", checkpoint.path, family.name, layout.name, error)
             return None
@@ -126,14 +126,17 @@ class Registry:
         shown = [f"{printable(key, 100)} {spec.shape}" for key, spec in list(header.items())[:5]]
         what = f"as {kind}" if kind else "as any known network"
         problem = [f"is not recognised {what}. It holds {len(header)} tensors: {', '.join(shown)}"]
-        problem += [f"  nearest: {line}" for line in _near_misses(checkpoint, families)]
+        problem += [f"  nearest: {line}" for line in _near_misses(checkpoint, families, least=0.0 if kind else 0.01)]
         if any("lora" in key.lower() for key in header):
             problem.append("  its names are those of a LoRA, which changes a network and is none itself")
-        remedy = (
-            "If you know what it is, say so with kind= (in Python) or --as (on the command line), with one of: "
-            f"{', '.join(sorted(family.name for family in self.families))}. `diffsynth inspect` lists its keys."
+        known = ", ".join(sorted(family.name for family in self.families))
+        advice = (
+            "Give a file of that network, or leave it open what the file is."
+            if kind
+            else "If you know what it is, say so with kind= (in Python) or --as (on the command line), "
+            f"with one of: {known}."
         )
-        return "\n".join(problem), remedy
+        return "\n".join(problem), f"{advice} `diffsynth inspect` lists its keys."
 
 
 def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter) -> frozenset[str]:
@@ -162,13 +165,26 @@ def _refuse_double_claims(checkpoint: Checkpoint, found: Sequence[Identified]) -
                 )
 
 
-def _near_misses(checkpoint: Checkpoint, families: Sequence[ModelFamily]) -> list[str]:
+def _read_config(layout: Layout, match: Match) -> Any:
+    """Return the config that the measured sizes make.
+
+    Raises:
+        ValueError: they make none.
+    """
+    try:
+        return layout.read_config(match)
+    except LookupError as error:
+        raise ValueError(f"no key tells the size {printable(error.args[0])}") from error
+
+
+def _near_misses(checkpoint: Checkpoint, families: Sequence[ModelFamily], least: float) -> list[str]:
+    """Say of the two spellings that come closest what they lack, if they have at least this score."""
     tried: list[tuple[float, str]] = []
     for family in families:
         for layout in family.layouts:
             prefixes = layout.signature.possible_prefixes(checkpoint.header)
             best = max((layout.signature.measure(checkpoint.header, prefix) for prefix in prefixes), key=_score)
-            if best.score > 0:
+            if best.score >= least:
                 tried.append((best.score, f"{family.name} (layout {layout.name!r}): {_difference(best, layout)}"))
     tried.sort(key=lambda each: -each[0])
     return [line for _, line in tried[:2]]
@@ -186,7 +202,7 @@ def _difference(match: Match, layout: Layout) -> str:
         parts.append("; ".join(printable(text, 200) for text in match.conflicts[:3]))
     if not parts:
         try:
-            layout.read_config(match)
+            _read_config(layout, match)
         except ValueError as error:
             parts.append(str(error))
     return "; ".join(parts) or "everything a signature looks at agrees"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -60,7 +64,12 @@ def save_network(
     _refuse_parts(module, family, config)
     state = {key: tensor.detach().contiguous() for key, tensor in to_layout(module, chosen, config).items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # as a full disk is reported: "... (os error 28)"
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
     return path
 
 

@@ -10,7 +10,7 @@ from diffsynth.types import Header, TensorSpec
 
 Dims = tuple[str | int, ...]
 
-_MOST_PREFIXES = 50  # that are compared to explain why a file is not recognised
+_MOST_PREFIXES = 50  # under which a file is looked at; a file of more networks than that is none that people make
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Signature:
         return pattern.fill(dict.fromkeys(pattern.fields, 0))
 
     def prefixes(self, header: Header) -> list[str]:
-        """Return every prefix under which the anchor occurs, the shortest first."""
+        """Return the prefixes under which the anchor occurs, the shortest first and at most 50."""
         anchor = self.anchor
         found = {key[: -len(anchor)] for key in header if key.endswith(anchor)}
-        return sorted((prefix for prefix in found if not prefix or prefix.endswith(".")), key=len)
+        return sorted((prefix for prefix in found if not prefix or prefix.endswith(".")), key=len)[:_MOST_PREFIXES]
 
     def possible_prefixes(self, header: Header) -> list[str]:
-        """Return every prefix under which any of the keys occurs, the shortest first: for files that lack some."""
+        """Return the prefixes under which any of the keys occurs, as ``prefixes``: for files that lack some."""
         patterns = [key_pattern(text) for text in self.required]
         endings = [pattern.fill(dict.fromkeys(pattern.fields, 0)) for pattern in patterns]
         found = {key[: -len(ending)] for ending in endings for key in header if key.endswith(ending)}

@@ -15,15 +15,15 @@ from diffsynth.hub.catalog import CATALOG, REPOSITORIES, TOKENIZERS
 
 
 def download_models(
-    model_id_list: Sequence[str],
-    downloading_priority: Sequence[str] = ("ModelScope", "HuggingFace"),
+    model_id_list: str | Sequence[str],
+    downloading_priority: str | Sequence[str] = ("ModelScope", "HuggingFace"),
     *,
     local_dir: str | PathLike[str] = "models",
 ) -> list[Path]:
     """Return the files of models, in the order that ``ModelManager.load_models`` wants them.
 
     Args:
-        model_id_list: names from the catalogue, such as ``HunyuanDiT``.
+        model_id_list: names from the catalogue, such as ``HunyuanDiT``; a single one need not be in a list.
         downloading_priority: the hubs that the message about missing files names, in this order.
         local_dir: the folder of downloaded models.
 
@@ -33,7 +33,8 @@ def download_models(
     """
     folder = Path(local_dir)
     found: list[Path] = []
-    for model_id in model_id_list:
+    hubs_wanted = _as_list(downloading_priority)
+    for model_id in _as_list(model_id_list):
         if model_id not in CATALOG:
             near = get_close_matches(model_id, CATALOG, n=3, cutoff=0.4) or sorted(CATALOG)
             raise InvalidRequest(f"there is no model called {printable(model_id)!r}. Known are: {', '.join(near)}.")
@@ -41,9 +42,7 @@ def download_models(
         missing = [path for path in files if not path.is_file()]
         if missing:
             hubs = ", ".join(
-                f"{REPOSITORIES[model_id][hub]} on {hub}"
-                for hub in downloading_priority
-                if hub in REPOSITORIES[model_id]
+                f"{REPOSITORIES[model_id][hub]} on {hub}" for hub in hubs_wanted if hub in REPOSITORIES[model_id]
             )
             lines = "".join(f"\n  {path}" for path in missing)
             raise DownloadError(
@@ -53,3 +52,7 @@ def download_models(
             )
         found += [folder / name for name in CATALOG[model_id]]
     return found
+
+
+def _as_list(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names

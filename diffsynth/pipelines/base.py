@@ -226,7 +226,7 @@ def _seeds(source: Any, count: int) -> list[int]:
     if isinstance(source, bool) or not isinstance(source, (int, torch.Generator, type(None))):
         raise InvalidRequest(f"seed must be a whole number or a torch.Generator, not {type(source).__name__}.")
     first = seed_from(source)
-    check_range("seed", first, 0, 2**63 - 1 - count)
+    check_range("seed", first, 0, 2**63 - count)
     return [first + index for index in range(count)]
 
 

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from diffsynth import __version__
 from diffsynth.core.digest import sha256_of
 from diffsynth.core.files import replacing
 from diffsynth.core.formats.content import FileStamp
 from diffsynth.core.loaded import LoadedModel
-from diffsynth.errors import InvalidRequest, printable
+from diffsynth.errors import InvalidRequest, listed, printable
+from diffsynth.pipelines.pictures import DAMAGED, open_file
 from diffsynth.pipelines.request import ImageRequest
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ class Source:
 
     Args:
         role: a network's family, or what a vocabulary is for.
-        path: what the user named.
+        path: what the user named, made absolute.
         files: the files as they were when they were opened.
         facts: more that is known, such as layout and dtype.
     """
@@ -58,7 +61,8 @@ class Source:
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
-        return cls(model.family.name, model.path, model.checkpoint.stamps, tuple(facts.items()))
+        stamps = tuple(replace(stamp, path=stamp.path.absolute()) for stamp in model.checkpoint.stamps)
+        return cls(model.family.name, model.path.absolute(), stamps, tuple(facts.items()))
 
     @classmethod
     def of_file(cls, role: str, path: Path) -> Source:
@@ -67,6 +71,7 @@ class Source:
         Raises:
             OSError: there is no such file.
         """
+        path = path.absolute()
         return cls(role, path, (FileStamp.of(path, path.stat()),))
 
     def as_json(self) -> dict[str, Any]:
@@ -135,12 +140,12 @@ class Recipe:
             first = self.models[0]
             if digest := _sha256(first.files[0]):
                 facts["Model hash"] = digest[:10]
-            facts["Model"] = first.path.stem
+            facts["Model"] = printable(first.path.stem, 200)
         if request.input_image is not None:
             facts["Denoising strength"] = request.denoising_strength
         facts["Version"] = f"diffsynth {__version__}"
         lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
-        return "\n".join(lines)
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:
@@ -182,39 +187,86 @@ def save_image(image: Image.Image, path: str | PathLike[str]) -> Path:
     recipe = image.info.get("recipe")
     if isinstance(recipe, Recipe):
         chunks.add_itxt(TEXT_CHUNK, recipe.as_text())
-        chunks.add_itxt(JSON_CHUNK, json.dumps(recipe.as_json(), ensure_ascii=False))
+        chunks.add_itxt(JSON_CHUNK, json.dumps(recipe.as_json()))  # ASCII: a path need not be UTF-8
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
     return path
 
 
 def read_recipe(path: str | PathLike[str]) -> dict[str, Any]:
-    """Return the JSON recipe inside a PNG file.
+    """Return the JSON recipe inside a PNG file; everything but the values of its request was checked.
 
     Raises:
-        InvalidRequest: the file is no image, or has no recipe of ours.
+        InvalidRequest: the file is no image, or has no recipe of ours, or one that was changed by hand.
         OSError: the file cannot be read.
     """
+    name = printable(path, 300)
+    with open_file(path) as stream:
+        try:
+            with PngImageFile(stream) as image:  # not Image.open, which refuses large images; no pixel is decoded
+                recipe = json.loads(image.info[JSON_CHUNK])
+        except (OSError, *DAMAGED) as error:
+            raise InvalidRequest(
+                f"{name} holds no diffsynth recipe; only PNG files that diffsynth wrote have one."
+            ) from error
     try:
-        with Image.open(path) as image:
-            recipe = json.loads(image.info[JSON_CHUNK])
-    except (KeyError, ValueError, TypeError, UnidentifiedImageError) as error:
-        raise InvalidRequest(
-            f"{printable(path, 300)} holds no diffsynth recipe; only PNG files that diffsynth wrote have one."
-        ) from error
-    if not isinstance(recipe, dict) or recipe.get("version") != 1 or not isinstance(recipe.get("request"), dict):
-        raise InvalidRequest(f"{printable(path, 300)} holds a recipe that this version cannot read.")
-    return recipe
+        _check(recipe)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"{name} holds a recipe that this version cannot read: {error}.") from error
+    return dict(recipe)
 
 
-def request_from(recipe: dict[str, Any], request_type: type[ImageRequest]) -> dict[str, Any]:
+def _check(recipe: Any) -> None:
+    """Raise ValueError, with the reason, unless a recipe has the form that ``Recipe.as_json`` gives it."""
+    recipe = _of_kind(recipe, dict, "it")
+    if recipe.get("version") != 1:
+        raise ValueError(f"its version is {printable(recipe.get('version'))}, not 1")
+    _of_kind(recipe.get("pipeline"), str, "pipeline")
+    _of_kind(recipe.get("conventions", ""), str, "conventions")
+    for name in ("beta_end", "latent_scale"):
+        if not math.isfinite(_of_kind(recipe.get(name, 1.0), (int, float), name)):
+            raise ValueError(f"its {name} is not finite")
+    request = _of_kind(recipe.get("request"), dict, "request")
+    _of_kind(request.get("prompt"), str, "prompt")
+    _of_kind(request.get("seed"), int, "seed")
+    for model in _of_kind(recipe.get("models"), list, "models"):
+        _check_source(model, "models")
+        dtype = _of_kind(model.get("dtype"), str, "models: dtype")
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"torch has no dtype {printable(dtype)!r}")
+    for vocabulary in _of_kind(recipe.get("vocabularies", []), list, "vocabularies"):
+        _check_source(vocabulary, "vocabularies")
+
+
+def _check_source(source: Any, where: str) -> None:
+    source = _of_kind(source, dict, where)
+    for name in ("family", "path"):
+        _of_kind(source.get(name), str, f"{where}: {name}")
+    files = _of_kind(source.get("files"), list, f"{where}: files")
+    if not files:
+        raise ValueError(f"its {where}: files is empty")
+    for file in files:
+        file = _of_kind(file, dict, f"{where}: files")
+        _of_kind(file.get("path"), str, f"{where}: files: path")
+        _of_kind(file.get("sha256"), (str, type(None)), f"{where}: files: sha256")
+
+
+def _of_kind(value: Any, kinds: type | tuple[type, ...], name: str) -> Any:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{name} is {'missing' if value is None else printable(repr(value))}")
+    return value
+
+
+def request_from(recipe: Mapping[str, Any], request_type: type[ImageRequest]) -> dict[str, Any]:
     """Return every setting of a recipe, as ``pipe(...)`` takes them.
 
     Raises:
-        InvalidRequest: the image was made from pictures, which a recipe does not hold.
+        InvalidRequest: the image was made from pictures, which a recipe does not hold, or with settings that the
+            request does not have.
     """
-    known = request_type.settings()
-    settings = {name: value for name, value in recipe["request"].items() if name in known}
+    settings = recipe["request"]
+    if unknown := [name for name in settings if name not in request_type.settings()]:
+        raise InvalidRequest(f"the recipe has settings that this version does not know: {listed(unknown)}.")
     pictures = [name for name in PICTURES if settings.get(name)]
     if pictures:
         raise InvalidRequest(f"the image was made from other pictures ({', '.join(pictures)}); give them again.")

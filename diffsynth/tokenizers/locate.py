@@ -18,6 +18,10 @@ FOLDERS: dict[Kind, tuple[str, ...]] = {
     "wordpiece": ("tokenizer", "tokenizer_2", "clip_text_encoder"),
     "sentencepiece": ("tokenizer_2", "mt5", "tokenizer"),
 }
+OPTIONS: dict[Kind, str] = {
+    "wordpiece": "clip_tokenizer= (--clip-tokenizer)",
+    "sentencepiece": "t5_tokenizer= (--t5-tokenizer)",
+}
 REFUSED = "vocab_org.txt"  # an older, shorter vocabulary that some releases carry beside the right one
 
 
@@ -42,9 +46,9 @@ def locate_vocabulary(kind: Kind, checkpoint_path: Path, explicit: Path | None =
     raise TokenizerNotFound(
         f"{kind} vocabulary ({' or '.join(FILE_NAMES[kind])})",
         looked,
-        "Put the file into one of these places, or give its path. It belongs to the release of the weights: of "
-        'HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; download_models(["HunyuanDiT"]) tells '
-        "the repository.",
+        f"Put the file into one of these places, or give its path as {OPTIONS[kind]}. It belongs to the release of "
+        "the weights: of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; "
+        'download_models(["HunyuanDiT"]) tells the repository.',
     )
 
 

@@ -6,12 +6,14 @@ for rare characters that the library itself spells in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffsynth.errors import CorruptCheckpoint
+from diffsynth.errors import CorruptCheckpoint, printable
 from diffsynth.tokenizers.base import Marks, Tokenizer
 from diffsynth.tokenizers.locate import locate_vocabulary
 
@@ -26,15 +28,22 @@ class SentencePieceTokenizer(Tokenizer):
         model: the model's file, a folder with such a file, or the bytes of one, as checkpoints that hold
             everything carry them.
         max_length: tokens per text, the closing mark included.
+        source: what messages call a model that is given as bytes.
 
     Raises:
         TokenizerNotFound: if there is no such file.
     """
 
-    def __init__(self, model: str | PathLike[str] | bytes, max_length: int = 256) -> None:
+    def __init__(
+        self,
+        model: str | PathLike[str] | bytes,
+        max_length: int = 256,
+        *,
+        source: str = "(sentencepiece model in memory)",
+    ) -> None:
         self._content = model if isinstance(model, bytes) else None
         if isinstance(model, bytes):
-            super().__init__("(sentencepiece model in memory)", max_length)
+            super().__init__(source, max_length)
         else:
             super().__init__(locate_vocabulary("sentencepiece", Path(model), explicit=Path(model)), max_length)
 
@@ -56,11 +65,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return all tokens of a text, without marks."""
-        return list(self._backend.encode(text))
+        with self._whole():
+            return list(self._backend.encode(text))
 
     def tail(self, text: str, start: int) -> str:
         """Return what the tokens from ``start`` on spell: the text after the model's own clean-up."""
-        return str(self._backend.decode(self.encode(text)[start:]))
+        with self._whole():
+            return str(self._backend.decode(self.encode(text)[start:]))
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Raise CorruptCheckpoint where a damaged model, which may still load, breaks off."""
+        try:
+            yield
+        except (UnicodeDecodeError, RuntimeError) as error:
+            raise CorruptCheckpoint(
+                self.source, f"is a damaged sentencepiece model: {printable(error, 200)}", "Fetch the file again."
+            ) from error
 
     @cached_property
     def _backend(self) -> SentencePieceProcessor:
@@ -77,5 +98,5 @@ def load(source: Path, content: bytes) -> SentencePieceProcessor:
         raise CorruptCheckpoint(source, problem)
     try:
         return SentencePieceProcessor(model_proto=content)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter: a message that quotes the damage
         raise CorruptCheckpoint(source, problem, "Fetch the file again.") from error

@@ -318,3 +318,14 @@ def test_the_header_of_a_large_network_is_read_quickly(new_format: bool, tmp_pat
 
     assert len(header) == 1305
     assert time.monotonic() - begin < 1.5  # 0.1 s where nothing else runs
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_counting_values_keeps_what_was_written_into_tensors(mmap: bool, tmp_path: Path) -> None:
+    save_file({"a": torch.full((5000,), float("nan"))}, tmp_path / "model")
+    checkpoint = open_checkpoint(tmp_path / "model", mmap=mmap)
+    tensor = checkpoint["a"]
+    tensor.fill_(7)
+
+    assert checkpoint.nonfinite() == {"a": 5000}
+    assert tensor.eq(7).all()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,21 @@ def test_the_record_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert record_path() == tmp_path / ".cache" / "diffsynth" / "sha256.json"
+
+
+def test_a_record_that_is_nested_deeply_only_costs_time(file: Path, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("[" * 200_000, "utf-8")
+
+    assert sha256_of(file) == sha256(b"w" * 3_000_000)
+
+
+def test_a_user_without_a_home_has_a_record_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DIFFSYNTH_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+
+    assert record_path().is_relative_to(tempfile.gettempdir())

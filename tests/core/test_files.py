@@ -80,3 +80,26 @@ def test_the_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
         temporary.write_bytes(b"weights")
 
     assert stat.S_IMODE(os.stat(tmp_path / "file.bin").st_mode) == stat.S_IMODE(os.stat(plain).st_mode)
+
+
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+
+    for error in (OSError(28, "No space left on device"), OSError(5, "Input/output error", None)):
+        with pytest.raises(OSError, match=f"{error.strerror}.*{path}") as raised, replacing(path):
+            raise error
+        assert raised.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as caught, replacing(path):
+        pass
+    assert ".part" not in str(caught.value)
+    with pytest.raises(OSError, match="another"), replacing(path):
+        raise OSError(5, "Input/output error", "another")
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(FileExistsError, match=r"no regular file.*pipe"), replacing(tmp_path / "pipe"):
+        pytest.fail("the block was entered")
+
+    assert (tmp_path / "pipe").is_fifo()

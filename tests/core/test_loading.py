@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.loading import load_network
 from diffsynth.core.registry import Registry
-from diffsynth.errors import CorruptCheckpoint, StateDictMismatch
+from diffsynth.errors import CorruptCheckpoint, StateDictMismatch, UnsupportedCheckpoint
 from diffsynth.models import hunyuan_dit
 
 from .small_family import family, state
@@ -211,3 +211,32 @@ def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor_more(large_fi
         assert float(touched) < float(weights) + allowed, (name, wanted)
         if name == f"large {wanted[-2:]} safetensors":
             assert float(loaded) < 48, "weights that need no conversion stay in the file until they are used"
+
+
+def test_values_that_float16_cannot_hold_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = state("a.")
+    tensors["a.stem.bias"][:3] = torch.tensor([1e5, -7e4, float("inf")])
+    tensors["a.blocks.0.bias"][0] = float("nan")
+    tensors["a.blocks.1.bias"][0] = 65504
+
+    for dtype in (torch.bfloat16, torch.float32, None):
+        load(tensors, tmp_path, dtype)
+    assert not caplog.records
+
+    load(tensors, tmp_path, torch.float16)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "lamp.safetensors: 2 values are too large for float16" in record.message
+    assert "in a.stem.bias (2). Load it with bfloat16 or float32." in record.message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = state("a.")
+    tensors["a.stem.weight"] = tensors["a.stem.weight"].to(dtype)
+
+    with pytest.raises(UnsupportedCheckpoint) as raised:
+        load(tensors, tmp_path)
+
+    name = str(dtype).removeprefix("torch.")
+    assert f"1 weights of lamp that are no floating-point numbers: a.stem.weight ({name})" in str(raised.value)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from diffsynth.core.checkpoint import Checkpoint, open_checkpoint
 from diffsynth.core.registry import Registry
+from diffsynth.core.signature import Match
 from diffsynth.errors import AmbiguousCheckpoint, InvalidRequest, UnknownCheckpoint
 
 from .small_family import LampConfig, family, state
@@ -149,3 +152,33 @@ def test_folders_without_a_family_are_passed_over(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "shelf", package)
 
     assert [each.name for each in Registry.collect(package).families] == ["lamp"]
+
+
+def test_sizes_that_no_key_tells_are_a_reason_and_no_crash(tmp_path: Path) -> None:
+    def read_config(match: Match) -> LampConfig:
+        return LampConfig(width=match.sizes["width9"])
+
+    lamps = family()
+    lamps = replace(lamps, layouts=tuple(replace(layout, read_config=read_config) for layout in lamps.layouts))
+
+    with pytest.raises(UnknownCheckpoint, match=r"nearest: lamp \(layout 'plain'\): no key tells the size width9"):
+        Registry([lamps]).identify(opened(state(), tmp_path))
+
+
+def test_a_kind_that_does_not_fit_is_told_what_differs_and_not_to_name_a_kind(tmp_path: Path) -> None:
+    lines = refusal({"other": torch.ones(1)}, tmp_path, "lamp")
+
+    assert lines[1].startswith("  nearest: lamp (layout 'plain'): missing stem.weight, blocks.{block}.weight")
+    assert "kind=" not in "".join(lines)
+    assert "--as" not in "".join(lines)
+
+
+def test_a_file_of_very_many_networks_is_looked_at_quickly(tmp_path: Path) -> None:
+    checkpoint = opened({f"n{i}.stem.weight": torch.ones(1) for i in range(20_000)}, tmp_path)
+    lamps = Registry([family()])
+    begin = time.monotonic()
+
+    with pytest.raises(UnknownCheckpoint):
+        lamps.identify(checkpoint)
+
+    assert time.monotonic() - begin < 1.5  # 0.2 s where nothing else runs

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from diffsynth.core.saving import save_network, to_layout
@@ -82,3 +82,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         save_network(Lamp(CONFIG), family(), CONFIG, tmp_path / "lamp.safetensors", "plain")
 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize(("text", "number"), [("I/O error: No space left (os error 28)", 28), ("broken", 5)])
+def test_what_safetensors_reports_becomes_an_error_of_the_file(
+    text: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError(text)
+
+    monkeypatch.setattr("diffsynth.core.saving.save_file", fail)
+
+    with pytest.raises(OSError, match=r"lamp\.safetensors") as raised:
+        save_network(Lamp(CONFIG), family(), CONFIG, tmp_path / "lamp.safetensors", "plain")
+
+    assert raised.value.errno == number
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,19 @@ def test_files_in_place_are_returned_in_the_order_of_the_catalogue(tmp_path: Pat
     assert found == written == [tmp_path / name for name in CATALOG["HunyuanDiT"]]
 
 
+def test_a_single_name_need_not_be_in_a_list(tmp_path: Path) -> None:
+    assert "modelscope/HunyuanDiT on ModelScope" in missing("HunyuanDiT", "ModelScope", tmp_path)
+    written = write_models(tmp_path / "HunyuanDiT")
+
+    assert download_models("HunyuanDiT", local_dir=tmp_path) == written
+
+
+def missing(name: str, hub: str, folder: Path) -> str:
+    with pytest.raises(DownloadError) as caught:
+        download_models(name, hub, local_dir=folder)
+    return str(caught.value)
+
+
 def test_the_default_folder_is_called_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_models(tmp_path / "models" / "HunyuanDiT")
     monkeypatch.chdir(tmp_path)

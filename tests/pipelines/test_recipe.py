@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import pickle
 import re
 import weakref
@@ -222,3 +223,91 @@ def test_a_file_that_was_replaced_since_has_no_hash_in_the_recipe(
     assert digests["mt5"] is None
     assert digests["autoencoder_kl"] is not None
     assert "it was changed since the image was drawn" in caplog.text
+
+
+def with_recipe(path: Path, recipe: object) -> Path:
+    """Write a picture that carries something as its recipe."""
+    chunks = PngInfo()
+    chunks.add_itxt("diffsynth", recipe if isinstance(recipe, str) else json.dumps(recipe))
+    Image.new("RGB", (4, 4)).save(path, pnginfo=chunks)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("version",), 2, "its version is 2"),
+        (("pipeline",), 5, "pipeline is 5"),
+        (("conventions",), 5, "conventions is 5"),
+        (("beta_end",), 10**400, "too large"),
+        (("beta_end",), "x", "beta_end is 'x'"),
+        (("latent_scale",), float("nan"), "latent_scale is not finite"),
+        (("request",), [], r"request is \[\]"),
+        (("request", "prompt"), None, "prompt is missing"),
+        (("request", "seed"), None, "seed is missing"),
+        (("request", "seed"), [1], r"seed is \[1\]"),
+        (("request", "seed"), "1", "seed is '1'"),
+        (("models",), "abc", "models is 'abc'"),
+        (("models", 0), 5, "models is 5"),
+        (("models", 0, "path"), None, "path is missing"),
+        (("models", 0, "dtype"), "save", "torch has no dtype 'save'"),
+        (("models", 0, "files"), [], "files is empty"),
+        (("models", 0, "files"), [{}], "files: path is missing"),
+        (("models", 0, "files", 0, "sha256"), 5, "sha256 is 5"),
+        (("vocabularies",), [[]], r"vocabularies is \[\]"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_was_changed_by_hand_is_refused_with_the_reason(
+    pipe: HunyuanDiTImagePipeline, tmp_path: Path, keys: tuple[str | int, ...], value: object, words: str
+) -> None:
+    inner: Any = read_recipe(save_image(pipe(PROMPT, **SMALL), tmp_path / "image.png"))
+    recipe = inner
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path = with_recipe(tmp_path / "changed.png", recipe)
+
+    with pytest.raises(InvalidRequest, match=rf"changed\.png holds a recipe .*{words}"):
+        read_recipe(path)
+
+
+def test_a_recipe_too_deep_for_json_is_refused(tmp_path: Path) -> None:
+    path = with_recipe(tmp_path / "deep.png", "[" * 300_000)
+
+    with pytest.raises(InvalidRequest, match="holds no diffsynth recipe"):
+        read_recipe(path)
+
+
+def test_settings_of_a_later_version_are_refused(pipe: HunyuanDiTImagePipeline, tmp_path: Path) -> None:
+    recipe = read_recipe(save_image(pipe(PROMPT, **SMALL), tmp_path / "image.png"))
+    recipe["request"]["new_setting"] = 5
+
+    with pytest.raises(InvalidRequest, match="does not know: new_setting"):
+        request_from(recipe, HunyuanDiTRequest)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file names that are any bytes")
+def test_a_path_that_is_not_utf_8_does_not_lose_the_image(tmp_path: Path) -> None:
+    files = write_models(tmp_path / os.fsdecode(b"odd\xff"))
+    odd = files[2].rename(files[2].with_name(os.fsdecode(b"odd\xff\n.pt")))
+    image = load_toy([*files[:2], odd, files[3]])(PROMPT, **SMALL)
+
+    path = save_image(image, tmp_path / "image.png")
+
+    assert read_recipe(path)["models"][0]["path"] == str(odd)
+    with Image.open(path) as saved:
+        assert "Model: odd\\udcff\\n, " in saved.info["parameters"]
+
+
+def test_a_recipe_names_absolute_paths(v1_2: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = v1_2[0].parents[1]
+    monkeypatch.chdir(folder)
+    image = load_toy([path.relative_to(folder) for path in v1_2])(PROMPT, **SMALL)
+    monkeypatch.chdir(tmp_path)
+
+    recipe = read_recipe(save_image(image, tmp_path / "image.png"))
+
+    for source in [*recipe["models"], *recipe["vocabularies"]]:
+        assert Path(source["path"]).is_absolute()
+        assert [Path(file["path"]).is_absolute() and bool(file["sha256"]) for file in source["files"]] == [True]

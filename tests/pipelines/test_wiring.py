@@ -119,18 +119,48 @@ def test_vocabularies_may_lie_anywhere_when_named(v1_2: list[Path], tmp_path: Pa
     assert pipe(PROMPT, **small).tobytes() == load_toy(v1_2)(PROMPT, **small).tobytes()
 
 
-def test_a_vocabulary_inside_the_weight_file_is_used(v1_2: list[Path], tmp_path: Path) -> None:
-    spelled = (v1_2[1].parent / "spiece.model").read_bytes()
-    state = torch.load(v1_2[1], weights_only=True)
+def with_vocabulary_inside(mt5: Path, vocabulary: torch.Tensor, path: Path) -> Path:
+    """Write an mT5 encoder as a file that carries its vocabulary."""
+    state = torch.load(mt5, weights_only=True)
     parts = {key: state[key] for key in state if key.startswith("encoder.block") or "final" in key or "shared" in key}
-    inside = {"mt5xl.spiece_model": torch.frombuffer(bytearray(spelled), dtype=torch.uint8)}
-    inside |= {f"mt5xl.transformer.{key}": value for key, value in parts.items()}
-    save_file(inside, tmp_path / "encoder.safetensors")
+    inside = {f"mt5xl.transformer.{key}": value for key, value in parts.items()}
+    save_file({"mt5xl.spiece_model": vocabulary, **inside}, path)
+    return path
 
-    pipe = HunyuanDiTImagePipeline.from_model_manager(manager_of(v1_2[0], tmp_path / "encoder.safetensors", *v1_2[2:]))
+
+def spelled(mt5: Path) -> torch.Tensor:
+    return torch.frombuffer(bytearray((mt5.parent / "spiece.model").read_bytes()), dtype=torch.uint8)
+
+
+def test_a_vocabulary_inside_the_weight_file_is_used(v1_2: list[Path], tmp_path: Path) -> None:
+    encoder = with_vocabulary_inside(v1_2[1], spelled(v1_2[1]), tmp_path / "encoder.safetensors")
+
+    pipe = HunyuanDiTImagePipeline.from_model_manager(manager_of(v1_2[0], encoder, *v1_2[2:]))
 
     small: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 1, "seed": 1}
     assert pipe(PROMPT, **small).tobytes() == load_toy(v1_2)(PROMPT, **small).tobytes()
+    assert [each.role for each in pipe.vocabularies] == ["clip_tokenizer"]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int64", "folded", "empty", "cut"])
+def test_a_vocabulary_inside_the_weight_file_that_is_none_is_named(v1_2: list[Path], tmp_path: Path, kind: str) -> None:
+    whole = spelled(v1_2[1])
+    damaged = {
+        "bfloat16": whole.to(torch.bfloat16),
+        "int64": whole.long(),
+        "folded": whole[:100].reshape(10, 10),
+        "empty": whole[:0],
+        "cut": whole[: len(whole) // 2],
+    }[kind]
+    encoder = with_vocabulary_inside(v1_2[1], damaged, tmp_path / "encoder.safetensors")
+    manager = manager_of(v1_2[0], encoder, *v1_2[2:])
+
+    with pytest.raises(CheckpointError, match=r"spiece_model") as caught:
+        HunyuanDiTImagePipeline.from_model_manager(manager)
+
+    assert str(encoder) in str(caught.value)
+    assert "t5_tokenizer=" in str(caught.value) or kind in ("empty", "cut")
+    HunyuanDiTImagePipeline.from_model_manager(manager, t5_tokenizer=v1_2[1].parent)
 
 
 def test_a_vocabulary_of_another_encoder_is_refused(v1_2: list[Path], tmp_path: Path) -> None:

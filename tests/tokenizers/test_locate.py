@@ -38,6 +38,20 @@ def test_vocabularies_are_found_where_releases_put_them(
     assert locate_vocabulary(kind, weights, None).samefile(expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("wordpiece", "clip_tokenizer= (--clip-tokenizer)"),
+        ("sentencepiece", "t5_tokenizer= (--t5-tokenizer)"),
+    ],
+)
+def test_a_missing_vocabulary_says_where_its_path_is_given(tmp_path: Path, kind: Kind, options: str) -> None:
+    with pytest.raises(TokenizerNotFound) as caught:
+        locate_vocabulary(kind, tmp_path / "model.bin")
+
+    assert options in str(caught.value)
+
+
 def test_a_folder_is_searched_like_a_file_inside_it(tmp_path: Path) -> None:
     touch(tmp_path / "text_encoder" / "model.safetensors")
     expected = touch(tmp_path / "tokenizer" / "vocab.txt")

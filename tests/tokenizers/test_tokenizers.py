@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import pickle
 import random
@@ -300,3 +302,36 @@ def test_a_path_that_leads_nowhere_is_an_error_at_once(tmp_path: Path, vocab_fil
     shutil.copy(vocab_file, tmp_path / "vocab_org.txt")
     with pytest.raises(TokenizerNotFound, match=r"vocab_org\.txt \(an older vocabulary, never used\)"):
         WordPieceTokenizer(tmp_path / "vocab_org.txt")
+
+
+def test_a_model_that_spells_no_text_is_named() -> None:
+    """A damaged model may still load, and fail at the first prompt that needs the damaged piece."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a small cat on the hill"] * 5),
+        model_writer=model,
+        vocab_size=25,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        unk_surface="WHAT",
+        minloglevel=2,
+    )
+    damaged = model.getvalue().replace(b"WHAT", b"\xff\xfe\xfd\xfc")
+    tokenizer = SentencePieceTokenizer(damaged, 2, source="all_in_one.safetensors/spiece_model")
+
+    with pytest.raises(CorruptCheckpoint, match=r"all_in_one\.safetensors/spiece_model: is a damaged sentencepiece"):
+        tokenizer(["a small 猫"])
+
+
+def test_no_damage_of_a_model_gives_another_error(spiece_bytes: bytes) -> None:
+    choice = random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(spiece_bytes)
+        damaged[choice.randrange(len(damaged))] = choice.randrange(256)
+        cut = bytes(damaged[: choice.choice([len(damaged), choice.randrange(len(damaged))])])
+        with contextlib.suppress(CorruptCheckpoint):
+            SentencePieceTokenizer(cut, 4)([LONG, "a small cat on the hill 一只小猫"])

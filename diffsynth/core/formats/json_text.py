@@ -8,7 +8,8 @@ from pathlib import Path
 from diffsynth.core.formats.content import DOWNLOAD_AGAIN
 from diffsynth.errors import CorruptCheckpoint, printable
 
-MAX_BYTES = 100 * 1024**2
+MAX_BYTES = 32 * 1024**2  # the header of 20 000 tensors takes about 3 MB
+MAX_VALUES = 1_000_000  # and has about 200 000 brackets and commas; each value costs about 200 bytes of memory
 
 
 def parse_object(data: bytes, path: Path, what: str) -> dict[str, object]:
@@ -20,8 +21,10 @@ def parse_object(data: bytes, path: Path, what: str) -> dict[str, object]:
         what: the part of the file, for messages: "header".
 
     Raises:
-        CorruptCheckpoint: not JSON, not an object, a name twice, or nested too deeply.
+        CorruptCheckpoint: not JSON, not an object, a name twice, nested too deeply, or of too many values.
     """
+    if sum(map(data.count, (b"{", b"[", b","))) > MAX_VALUES:
+        raise CorruptCheckpoint(path, f"its {what} holds more than {MAX_VALUES} values", DOWNLOAD_AGAIN)
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found: dict[str, object] = {}

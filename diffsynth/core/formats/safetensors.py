@@ -54,7 +54,8 @@ def read_safetensors(stream: BinaryIO, stamp: FileStamp) -> Table:
     path = stamp.path
     length = int.from_bytes(stream.read(8), "little")
     if length > min(stamp.size - 8, MAX_BYTES):
-        problem = f"announces a header of {length} bytes and has {stamp.size}"
+        limit = f"; at most {MAX_BYTES} are read" if length > MAX_BYTES else ""
+        problem = f"announces a header of {length} bytes and has {stamp.size}{limit}"
         raise CorruptCheckpoint(path, problem, DOWNLOAD_AGAIN)
     header = parse_object(stream.read(length), path, "header")
     metadata = _read_metadata(header.pop("__metadata__", {}), path)

@@ -15,8 +15,11 @@ from diffsynth.core.formats.table import Table, TensorRecord
 from diffsynth.errors import CorruptCheckpoint, MissingShard, NotACheckpoint, UnsafeCheckpoint, listed, printable
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
-VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|ema|non_ema)(?=\.)")
+FORMATS = (".safetensors", ".bin")  # of which there are indexes, the preferred first
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|ema|non_ema)(?=[.-])")
+INDEX = re.compile(r"(?P<stem>.*)(?P<format>\.safetensors|\.bin)\.index(?P<variant>\.\w+)?\.json")
+NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
+SHARD = re.compile(r"(?P<before>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})(?P<after>.*)", re.DOTALL)
 # The names that libraries give to the one weight file of a folder; in a row, the same weights in two formats.
 STANDARD_NAMES = (
     ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
@@ -69,8 +72,37 @@ def read_index(path: Path, text: bytes) -> ShardIndex:
     if missing:
         total = len(index.files)
         problem = f"lists {total} shards of which {len(missing)} are missing: {listed(missing, 20)}"
-        raise MissingShard(path, problem, "Download these, or the whole folder again.")
+        remedy = "Download these, or the whole folder again."
+        if whole := _whole_file(path):
+            remedy = f"{printable(whole, 120)} lies beside it: if that is the whole checkpoint, name it. Else: {remedy}"
+        raise MissingShard(path, problem, remedy)
     return index
+
+
+def _whole_file(index: Path) -> str:
+    """Return the name of the file, if it is there, that holds all that an index of shards speaks of."""
+    match = INDEX.fullmatch(index.name)
+    names = [match["stem"] + (match["variant"] or "") + suffix for suffix in FORMATS] if match else []
+    return next((name for name in names if (index.parent / name).is_file()), "")
+
+
+def require_all_shards(files: Sequence[Path]) -> None:
+    """Check that files which are shards by their names, such as ``x-00001-of-00005.bin``, are all there are.
+
+    Raises:
+        MissingShard: some are missing; all are named.
+    """
+    groups: dict[tuple[str, int, str], tuple[Path, set[int]]] = {}
+    for file in files:
+        if match := SHARD.fullmatch(file.name):
+            group = (match["before"], int(match["total"]), match["after"])
+            groups.setdefault(group, (file, set()))[1].add(int(match["number"]))
+    for (before, total, after), (first, numbers) in groups.items():
+        missing = [f"{before}{n:05}-of-{total:05}{after}" for n in range(1, total + 1) if n not in numbers]
+        if missing:
+            problem = f"belongs to {total} shards of which {len(missing)} are missing: {listed(missing, 20)}"
+            remedy = "Name all shards, or the folder with their index; download those that are not there."
+            raise MissingShard(first, problem, remedy)
 
 
 def check_index(index: ShardIndex, tables: Sequence[Table]) -> None:
@@ -80,8 +112,9 @@ def check_index(index: ShardIndex, tables: Sequence[Table]) -> None:
         CorruptCheckpoint: a tensor is in no shard, or in another one.
         UnsafeCheckpoint: an index of safetensors points to a pickle.
     """
+    match = INDEX.fullmatch(index.path.name)
     for table in tables:
-        if index.path.name.endswith(INDEX_SUFFIXES[0]) and table.format != "safetensors":
+        if match and match["format"] == ".safetensors" and table.format != "safetensors":
             problem = f"points to {printable(table.stamp.path.name)}, which is a {table.format} file, not safetensors"
             raise UnsafeCheckpoint(index.path, problem, DOWNLOAD_AGAIN)
     holders = {table.stamp.path.name: table.records for table in tables}
@@ -120,13 +153,15 @@ def find_in_folder(folder: Path) -> Path:
     except OSError as error:
         raise unreadable(folder, error) from error
     weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)]
-    for suffix in INDEX_SUFFIXES:
-        indexes = [name for name in names if name.endswith(suffix)]
-        if indexes:
-            return folder / _only(folder, indexes)
+    indexes = [match for name in names if (match := INDEX.fullmatch(name))]
+    if found := _preferred([match for match in indexes if not match["variant"]]):
+        return folder / _only(folder, found)
     standard = [found[0] for row in STANDARD_NAMES if (found := [name for name in row if name in names])]
     if standard:
         return folder / _only(folder, standard)
+    twins = {match[0] for match in indexes if any(match["stem"] + suffix in names for suffix in WEIGHT_SUFFIXES)}
+    if found := _preferred([match for match in indexes if match[0] not in twins]):
+        return folder / _only(folder, found)
     if not weights:
         inside = f"holds {listed(names + [name + '/' for name in folders]) or 'nothing'}"
         remedy = "Name one of its folders." if folders else "Name the folder or the file that holds the weights."
@@ -134,10 +169,16 @@ def find_in_folder(folder: Path) -> Path:
     return folder / _only(folder, _without_twins(weights))
 
 
+def _preferred(indexes: Sequence[re.Match[str]]) -> list[str]:
+    """Return the names of those indexes that are in the best of the formats there are."""
+    rows = ([match[0] for match in indexes if match["format"] == suffix] for suffix in FORMATS)
+    return next((row for row in rows if row), [])
+
+
 def _without_twins(names: Sequence[str]) -> list[str]:
     """Leave out files that are, by their names, the same weights again: a variant, or a pickle beside safetensors."""
     rank = {name: (bool(VARIANT.search(name)), not name.lower().endswith(".safetensors")) for name in names}
-    base = {name: VARIANT.sub("", name).rsplit(".", 1)[0] for name in names}
+    base = {name: NUMBER.sub("", VARIANT.sub("", name).rsplit(".", 1)[0]) for name in names}
     best: dict[str, tuple[bool, bool]] = {}
     for name in names:
         best[base[name]] = min(best.get(base[name], rank[name]), rank[name])
@@ -147,5 +188,9 @@ def _without_twins(names: Sequence[str]) -> list[str]:
 def _only(folder: Path, names: Sequence[str]) -> str:
     if len(names) > 1:
         problem = f"is a folder with {len(names)} weight files: {listed(names, 10)}"
-        raise NotACheckpoint(folder, problem, "Name the one to load.")
+        shards = all(SHARD.fullmatch(name) for name in names)
+        remedy = (
+            "There is no index that lists these shards, so name all of them." if shards else "Name the one to load."
+        )
+        raise NotACheckpoint(folder, problem, remedy)
     return names[0]

@@ -106,11 +106,10 @@ def locate_view(
         return TensorRecord(dtype, shape, dense_stride(shape), path, storage.start, 0)
     span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     end = (offset + span) * dtype.itemsize
-    if end > storage.nbytes or count * dtype.itemsize > storage.nbytes:
-        needed = max(end, count * dtype.itemsize)
+    if end > storage.nbytes:
         raise CorruptCheckpoint(
             path,
-            f"the tensor {printable(key, 120)} needs {needed} bytes of a storage that has {storage.nbytes}",
+            f"the tensor {printable(key, 120)} needs {end} bytes of a storage that has {storage.nbytes}",
             DOWNLOAD_AGAIN,
         )
     if count > span or any(size > 1 and step == 0 for size, step in zip(shape, stride, strict=True)):

@@ -20,6 +20,9 @@ def read_config(match: Match) -> AutoencoderKLConfig:
         ValueError: the sizes contradict each other.
     """
     size, levels = match.sizes, match.count("level")
+    absent = [level for level in range(levels) if f"width{level}" not in size]
+    if absent:
+        raise ValueError(f"the encoder has {levels} levels, but no weights of level {absent[0]}")
     return AutoencoderKLConfig(
         in_channels=size["pixels"],
         latent_channels=size["latent"],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffsynth.core.loaded import LoadedModel
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import CheckpointError, InvalidRequest, printable
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.mt5.model import MT5Encoder
@@ -105,9 +105,22 @@ def t5_tokenizer_for(entry: LoadedModel[Any], path: str | PathLike[str] | None, 
     """
     inside = [key for key in entry.found.keys if key.endswith("spiece_model")]
     if path is None and inside:
-        tokenizer = SentencePieceTokenizer(entry.checkpoint[inside[0]].numpy().tobytes(), length)
+        source = f"{entry.path}/{inside[0]}"
+        tokenizer = SentencePieceTokenizer(_bytes_in(entry, inside[0]), length, source=source)
     else:
         found = locate_vocabulary("sentencepiece", entry.path, None if path is None else Path(path))
         tokenizer = SentencePieceTokenizer(found, length)
     check_fits(tokenizer, entry.config.vocab_size)
     return tokenizer
+
+
+def _bytes_in(entry: LoadedModel[Any], key: str) -> bytes:
+    tensor = entry.checkpoint[key]
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        raise CheckpointError(
+            entry.path,
+            f"{printable(key, 120)} should be a sentencepiece model, one uint8 per byte, but is {tensor.dtype} of "
+            f"shape {tuple(tensor.shape)}",
+            "Give the file spiece.model of the release as t5_tokenizer= (--t5-tokenizer).",
+        )
+    return tensor.numpy().tobytes()

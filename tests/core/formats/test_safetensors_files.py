@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,19 @@ def test_metadata_is_handed_on(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model", metadata={"trained_with": "steps: 5"})
 
     assert open_checkpoint(tmp_path / "model").metadata == {"trained_with": "steps: 5"}
+
+
+@pytest.mark.parametrize("text", [b"[" * 1_100_000, b'{"a":[' + b"0," * 1_100_000 + b"0]}"])
+def test_a_header_of_too_many_values_is_refused_before_it_is_parsed(text: bytes, tmp_path: Path) -> None:
+    path = safetensors_file(tmp_path / "file", b"{" + text)
+
+    with pytest.raises(CorruptCheckpoint, match="holds more than 1000000 values"):
+        open_checkpoint(path)
+
+
+def test_a_header_that_is_too_long_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = safetensors_file(tmp_path / "file", b"{", length=40 * 1024**2)
+    os.truncate(path, 50 * 1024**2)
+
+    with pytest.raises(CorruptCheckpoint, match="at most 33554432 are read"):
+        open_checkpoint(path)

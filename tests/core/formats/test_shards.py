@@ -203,3 +203,75 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
 def test_no_path_at_all_is_a_programming_error() -> None:
     with pytest.raises(ValueError, match="at least one path"):
         open_checkpoint([])
+
+
+def test_shards_that_are_missing_from_a_list_are_all_named(tmp_path: Path) -> None:
+    names = [f"net-0000{number}-of-00005.bin" for number in range(1, 6)]
+    for name in names:
+        torch.save({name: torch.ones(1)}, tmp_path / name)
+
+    assert len(open_checkpoint([tmp_path / name for name in names])) == 5
+    with pytest.raises(MissingShard, match=f"5 shards of which 3 are missing: {names[0]}, {names[2]}, {names[4]}"):
+        open_checkpoint([tmp_path / names[3], tmp_path / names[1]])
+
+
+def test_a_shard_alone_is_refused_with_advice(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+
+    with pytest.raises(MissingShard, match=f"1 are missing: {TWO}. Name all shards, or the folder with their index"):
+        open_checkpoint(tmp_path / ONE)
+
+    (tmp_path / TWO).unlink()
+    with pytest.raises(MissingShard, match=TWO):
+        open_checkpoint(tmp_path)
+
+
+def test_shards_in_a_folder_without_an_index_have_to_be_named(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+
+    with pytest.raises(NotACheckpoint, match="no index that lists these shards, so name all of them"):
+        open_checkpoint(tmp_path)
+
+
+def test_one_shard_of_one_is_a_whole_checkpoint(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "model-00001-of-00001.safetensors")
+
+    assert list(open_checkpoint(tmp_path / "model-00001-of-00001.safetensors")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("index", "shard"),
+    [
+        ("model.safetensors.index.fp16.json", "model.fp16-0000{}-of-00002.safetensors"),
+        ("model.safetensors.index.fp16.json", "model-0000{}-of-00002.fp16.safetensors"),
+        ("pytorch_model.bin.index.fp16.json", "pytorch_model.fp16-0000{}-of-00002.bin"),
+    ],
+)
+def test_shards_of_a_variant_load_when_there_is_nothing_else(index: str, shard: str, tmp_path: Path) -> None:
+    for number, key in enumerate("ab", start=1):
+        save = torch.save if shard.endswith(".bin") else save_file
+        save({key: torch.ones(1).half()}, tmp_path / shard.format(number))
+    write_index(tmp_path, {"a": shard.format(1), "b": shard.format(2)}, index)
+
+    assert open_checkpoint(tmp_path)["a"].dtype is torch.float16
+    write_shards(tmp_path)
+    write_index(tmp_path, {"a": ONE, "b": TWO})
+    assert open_checkpoint(tmp_path)["a"].dtype is torch.float32
+
+
+def test_a_whole_file_is_preferred_to_shards_of_a_variant(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    write_index(tmp_path, {"a": ONE, "b": TWO}, "net.safetensors.index.fp16.json")
+    for name in (ONE, TWO):
+        (tmp_path / name).rename(tmp_path / name.replace("model", "net.fp16"))
+    save_file({"whole": torch.ones(1)}, tmp_path / "net.safetensors")
+
+    assert list(open_checkpoint(tmp_path)) == ["whole"]
+
+
+def test_an_old_index_beside_a_whole_file_says_so(tmp_path: Path) -> None:
+    write_index(tmp_path, {"a": ONE, "b": TWO})
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(MissingShard, match=r"model\.safetensors lies beside it: if that is the whole checkpoint"):
+        open_checkpoint(tmp_path)
