@@ -122,7 +122,7 @@ def test_every_image_may_have_a_seed_of_its_own(pipe: HunyuanDiTImagePipeline) -
     [
         ({"seed": [1, 2]}, "2 seeds were given for 1 images"),
         ({"seed": "7"}, "not str"),
-        ({"seed": 2**63 - 1}, "seed must be"),
+        ({"seed": 2**63 - 1, "num_images_per_prompt": 2}, "seed must be"),
         ({"negative_prompt": ["a", "b"]}, "2 entries for 1 prompts"),
     ],
     ids=str,
