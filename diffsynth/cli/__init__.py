@@ -1,4 +1,4 @@
-"""The command line: ``diffsynth inspect | generate | env``. One file per command.
+"""The command line: ``diffsynth inspect | generate | train | env``. One file per command.
 
 Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this folder prints.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import env, generate, inspect
+from diffsynth.cli import env, generate, inspect, train
 from diffsynth.cli.options import State, print_anything
 from diffsynth.errors import Cancelled, DiffSynthError
 
@@ -72,7 +72,12 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for _name, _command in (("inspect", inspect.inspect), ("generate", generate.generate), ("env", env.env)):
+for _name, _command in (
+    ("inspect", inspect.inspect),
+    ("generate", generate.generate),
+    ("train", train.train),
+    ("env", env.env),
+):
     app.command(_name)(reporting(_command))
 
 

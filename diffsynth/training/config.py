@@ -1,0 +1,279 @@
+"""What a training run depends on: frozen settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from diffsynth.errors import InvalidRequest
+
+
+def _number(default: Any = MISSING, *, low: float = float("-inf"), high: float = float("inf")) -> Any:
+    """Declare a number that must lie in a closed range."""
+    metadata = {"range": (low, high)}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where pictures come from and how they are prepared.
+
+    Args:
+        source: a folder with metadata.jsonl or metadata.csv, or ``module:function`` that returns a `Dataset`.
+        arguments: passed to the function.
+        languages: caption columns to use, such as "text" and "text_zh"; empty takes every column named so.
+        size: pixels of a square picture's side, a multiple of 16; other shapes have about the same area.
+        aspect_limit: longest side over shortest; 1 means squares only.
+        fit: "crop" covers the shape and cuts what sticks out, "stretch" changes the picture's proportions.
+        crop: where to cut: in the middle, or anywhere.
+        flip: probability that a picture is mirrored; only for pictures whose captions do not say left or right.
+        enlarge: whether pictures smaller than their shape are enlarged, else they are reported as too small.
+        variants: how often each picture is prepared with other random numbers; 0 prepares it anew in each epoch,
+            and then neither pictures nor latents are kept.
+        held_out: the last examples, this many, are never learnt from, but drawn on sample sheets and measured.
+        memory: megabytes that prepared pictures may take; if they need more, they are read as they are used.
+        workers: threads that prepare pictures ahead, where they are not kept.
+    """
+
+    source: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
+    size: int = _number(low=16)
+    aspect_limit: float = _number(1.0, low=1)
+    fit: Literal["crop", "stretch"] = "crop"
+    crop: Literal["center", "random"] = "center"
+    flip: float = _number(0.0, low=0, high=1)
+    enlarge: bool = False
+    variants: int = _number(1, low=0)
+    held_out: int = _number(0, low=0)
+    memory: int = _number(2000, low=0)
+    workers: int = _number(1, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderJob:
+    """Train the autoencoder between pixels and latents.
+
+    Args:
+        network: sizes of a new network, or the file of one to go on from.
+        crop: side in pixels of a square cut anywhere out of each picture; 0 takes whole pictures.
+        l1: weight of the absolute error.
+        l2: weight of the squared error.
+        gradient: weight of the absolute error of differences between neighbouring pixels, at three sizes.
+        perceptual: weight of the squared error of the encoder's own features, compared without gradient to them.
+        kl: weight of the distance from a normal distribution, per latent value.
+        initial_log_variance: of a new network's posterior; a low one lets it learn to draw before it learns to blur.
+        latent_scale: saved networks are brought to latents that have zero mean and unit variance times this.
+    """
+
+    network: Mapping[str, Any] | str
+    crop: int = _number(0, low=0)
+    l1: float = _number(1.0, low=0)
+    l2: float = _number(1.0, low=0)
+    gradient: float = _number(0.5, low=0)
+    perceptual: float = _number(0.0, low=0)
+    kl: float = _number(1e-6, low=0)
+    initial_log_variance: float = _number(-4.0, low=-30, high=20)
+    latent_scale: float = _number(0.13025, low=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserJob:
+    """Train a HunyuanDiT, with its text encoders or over frozen ones.
+
+    Args:
+        autoencoder: the file of the autoencoder, which stays as it is.
+        network: sizes of a new denoiser, or the file of one to go on from.
+        clip: sizes of a new bilingual CLIP text encoder, or its file.
+        t5: sizes of a new mT5 encoder, or its file.
+        clip_tokenizer: vocab.txt or its folder; empty looks near the text encoder's file.
+        t5_tokenizer: spiece.model or its folder; empty looks near the text encoder's file.
+        train_text_encoders: whether the text encoders learn too; new ones must.
+        text_rate: their learning rate, as a share of the denoiser's.
+        prediction: what the network says: the velocity, the noise, or the flow from picture to noise.
+        beta_start: first beta of the noise schedule, for velocity and noise.
+        beta_end: last beta; the pipeline assumes 0.018 for networks without size condition, else 0.03.
+        timesteps: how often each timestep is trained: all alike, or those of the middle more often.
+        min_snr: limit of the signal-to-noise ratio in the weight of the loss (arXiv 2303.09556); 0 is no weighting.
+        dropout: probability that a caption is left out, which guidance needs.
+        latent_scale: latents of the autoencoder times this have unit variance.
+        cache: whether latents and, of frozen encoders, text features are computed once and kept.
+        sample_prompts: what to draw on the sample sheets; empty takes the first captions of the data.
+        sample_steps: of each drawing.
+        sample_cfg_scale: guidance of each drawing.
+    """
+
+    autoencoder: str
+    network: Mapping[str, Any] | str
+    clip: Mapping[str, Any] | str
+    t5: Mapping[str, Any] | str
+    clip_tokenizer: str = ""
+    t5_tokenizer: str = ""
+    train_text_encoders: bool = True
+    text_rate: float = _number(1.0, low=0)
+    prediction: Literal["velocity", "epsilon", "flow"] = "velocity"
+    beta_start: float = _number(0.00085, low=0, high=1)
+    beta_end: float = _number(0.018, low=0, high=1)
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    min_snr: float = _number(0.0, low=0)
+    dropout: float = _number(0.1, low=0, high=1)
+    latent_scale: float = _number(0.13025, low=1e-6)
+    cache: bool = True
+    sample_prompts: tuple[str, ...] = ()
+    sample_steps: int = _number(20, low=1)
+    sample_cfg_scale: float = _number(5.0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101), clipping, and the moving average of the weights.
+
+    Args:
+        learning_rate: the highest one.
+        betas: decay of the first and second moments.
+        eps: added to the root of the second moment.
+        weight_decay: of matrices and kernels; norms, biases and embeddings have none.
+        clip: longest gradient, over all weights together; 0 does not clip.
+        ema: decay of the moving average that is saved and drawn with; 0 saves the weights themselves. Early steps
+            decay faster: at step k by at most (1 + k) / (10 + k).
+    """
+
+    learning_rate: float = _number(1e-4, low=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = _number(1e-8, low=0)
+    weight_decay: float = _number(0.01, low=0)
+    clip: float = _number(1.0, low=0)
+    ema: float = _number(0.999, low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long and how fast.
+
+    Args:
+        steps: optimisation steps in all.
+        batch_size: pictures that go through the network together.
+        accumulate: batches per step; on several devices each has that many.
+        warmup: steps in which the learning rate rises from zero.
+        decay: what it does then: stay, fall along a half cosine, or be multiplied at given steps.
+        final_rate: end of the cosine, as a share of the highest rate.
+        milestones: steps at which the rate is multiplied by ``factor``, for "step".
+        factor: what it is multiplied by.
+    """
+
+    steps: int = _number(low=1)
+    batch_size: int = _number(8, low=1)
+    accumulate: int = _number(1, low=1)
+    warmup: int = _number(0, low=0)
+    decay: Literal["constant", "cosine", "step"] = "cosine"
+    final_rate: float = _number(0.0, low=0, high=1)
+    milestones: tuple[int, ...] = ()
+    factor: float = _number(0.1, low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What is written while training.
+
+    Args:
+        folder: of the run; made if need be. Relative to the folder the command is started in.
+        checkpoint_every: steps from one checkpoint to the next.
+        keep: checkpoints to keep; older ones are removed.
+        sample_every: steps from one sample sheet to the next; 0 draws none.
+        sample_count: pictures on a sheet.
+        plot_every: steps from one loss plot to the next.
+        dtype: of the networks in checkpoints; the state that training resumes from is always complete.
+    """
+
+    folder: str = ""
+    checkpoint_every: int = _number(500, low=1)
+    keep: int = _number(2, low=1)
+    sample_every: int = _number(500, low=0)
+    sample_count: int = _number(8, low=1)
+    plot_every: int = _number(100, low=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything a training run depends on.
+
+    Args:
+        seed: of new weights, the order of the data, crops, noise and timesteps.
+        device: where to train, such as "cuda"; empty takes the best there is.
+        precision: of the computation; weights are kept in float32.
+        checkpoint_activations: compute the insides of blocks again on the way back, which saves memory.
+        data: see `DataConfig`.
+        autoencoder: the job, if it is this one; exactly one of the two is given.
+        denoiser: the job, if it is this one.
+        optimizer: see `OptimizerConfig`.
+        schedule: see `ScheduleConfig`.
+        record: see `RecordConfig`.
+
+    Raises:
+        InvalidRequest: none of the jobs is given, or both, or values contradict each other.
+    """
+
+    data: DataConfig
+    schedule: ScheduleConfig
+    autoencoder: AutoencoderJob | None = None
+    denoiser: DenoiserJob | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    record: RecordConfig = RecordConfig()
+    seed: int = 0
+    device: str = ""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if problems := [*_out_of_range(self), *_contradictions(self)]:
+            raise InvalidRequest("these settings cannot be used:\n" + "\n".join(f"  {each}" for each in problems))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as they go into JSON."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+def range_problem(setting: Field[Any], value: Any, where: str) -> str | None:
+    """Return what is wrong with a number that leaves its setting's range."""
+    low, high = setting.metadata.get("range", (None, None))
+    if low is None or low <= value <= high:
+        return None
+    limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+    return f"{where}: must be {limits}, not {value}"
+
+
+def _out_of_range(config: Any, where: str = "") -> list[str]:
+    """Return what is wrong with numbers of settings, those inside included."""
+    problems = []
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            problems += _out_of_range(value, f"{where}{each.name}.")
+        elif problem := range_problem(each, value, where + each.name):
+            problems.append(problem)
+    return problems
+
+
+def _contradictions(config: TrainingConfig) -> list[str]:
+    """Return what is wrong with settings that must agree with each other."""
+    problems = []
+    if (config.autoencoder is None) == (config.denoiser is None):
+        problems.append("give either [autoencoder] or [denoiser], which says what is trained")
+    if config.data.size % 16:
+        problems.append(f"data.size: must be a multiple of 16, not {config.data.size}")
+    if config.autoencoder is not None and config.autoencoder.crop > config.data.size:
+        problems.append(f"autoencoder.crop: {config.autoencoder.crop} is larger than data.size {config.data.size}")
+    if (config.schedule.decay == "step") != bool(config.schedule.milestones):
+        problems.append('schedule.milestones: belong to schedule.decay = "step", and it needs them')
+    return problems
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (tuple, list)) else value

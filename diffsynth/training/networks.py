@@ -1,0 +1,114 @@
+"""The networks of a run: new ones from sizes, or those of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from diffsynth.core.family import ModelFamily
+from diffsynth.errors import InvalidRequest, listed
+from diffsynth.manager import ModelManager
+from diffsynth.training.randomness import seed_for
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_for_training(path: str, family: ModelFamily, kind: type[M]) -> tuple[M, tuple[Path, ...]]:
+    """Load one network in float32, in memory of its own, so that its weights can change.
+
+    Returns:
+        The network and the files it came from.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu", mmap=False)
+    manager.load_model(Path(path), kind=family.name)
+    entry = manager.find(kind)
+    return entry.module.float(), entry.checkpoint.files
+
+
+def make_network(family: ModelFamily, given: Mapping[str, Any] | str, kind: type[M], seed: int) -> M:
+    """Return a new network of given sizes, or that of a file, in float32 on the CPU, all of its weights learning.
+
+    Args:
+        family: what kind of network.
+        given: fields of the family's config, or a path.
+        kind: the network's class.
+        seed: of new weights.
+
+    Raises:
+        InvalidRequest: the sizes make no network, or none that a file could tell.
+        CheckpointError: the file cannot be used.
+    """
+    if isinstance(given, str):
+        module, _ = load_for_training(given, family, kind)
+    else:
+        config = make_sizes(family, given)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed_for(seed, "weights", family.name))
+            made = family.build(config)
+        assert isinstance(made, kind)
+        module = made
+    return module.train().requires_grad_(requires_grad=True)
+
+
+def make_sizes(family: ModelFamily, given: Mapping[str, Any]) -> Any:
+    """Return a family's config, sizes that are not given being those of the released network.
+
+    Raises:
+        InvalidRequest: there is no such size, sizes contradict each other, or a size is changed that no file tells,
+            so that the saved network could not be loaded.
+    """
+    kind = type(family.tiny())
+    known = {each.name for each in fields(kind)}
+    if unknown := sorted(given.keys() - known):
+        raise InvalidRequest(f"{family.name} has no size {listed(unknown)}; it has {listed(sorted(known), 30)}.")
+    try:
+        config = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"these sizes make no {family.name}: {error}.") from error
+    layout = family.layouts[0]
+    told = layout.read_config(layout.signature.measure(family.header(config, layout), ""))
+    if differs := [each.name for each in fields(kind) if getattr(told, each.name) != getattr(config, each.name)]:
+        wanted = listed(f"{name} = {getattr(told, name)}" for name in differs)
+        raise InvalidRequest(
+            f"{family.name}: a saved file does not tell {listed(differs)}; only {wanted} can be loaded."
+        )
+    return config
+
+
+def copy_of(module: M, family: ModelFamily, dtype: torch.dtype) -> M:
+    """Return a network with weights of its own, the same but for their dtype, for a file.
+
+    A text encoder's copy is not fit to run: it lacks what no file holds.
+    """
+    twin = family.build_on_meta(module.config)
+    state = {name: weight.detach().to(dtype, copy=True) for name, weight in module.state_dict().items()}
+    twin.load_state_dict(state, strict=True, assign=True)
+    assert isinstance(twin, type(module))
+    return twin.requires_grad_(requires_grad=False)
+
+
+def checkpoint_activations(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Have the modules of some kinds inside another compute their insides again on the way back."""
+    for each in module.modules():
+        if isinstance(each, kinds):
+            _recompute(each)
+
+
+def _recompute(module: nn.Module) -> None:
+    plain = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    module.forward = forward

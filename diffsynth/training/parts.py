@@ -1,0 +1,120 @@
+"""The networks of a denoiser run, brought together: whether they fit, and what one tells about another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffsynth.core.digest import sha256_of
+from diffsynth.errors import InvalidRequest
+from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
+from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+from diffsynth.models.bert_clip.model import BertClip
+from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
+from diffsynth.models.hunyuan_dit.model import HunyuanDiT
+from diffsynth.models.mt5.model import MT5Encoder
+from diffsynth.tokenizers.base import check_fits
+from diffsynth.tokenizers.locate import locate_vocabulary
+from diffsynth.tokenizers.sentencepiece import SentencePieceTokenizer
+from diffsynth.tokenizers.wordpiece import WordPieceTokenizer
+from diffsynth.training.config import DenoiserJob
+from diffsynth.training.networks import load_for_training, make_network
+from diffsynth.training.text import TextEncoders, TextSide
+
+WORDS, PIECES = "tokenizer/vocab.txt", "mt5/spiece.model"  # where saved vocabularies lie
+
+
+@dataclass(frozen=True)
+class DenoiserParts:
+    """Networks that fit each other.
+
+    Args:
+        denoiser: learns.
+        text: both text encoders, which may learn.
+        vae: frozen.
+        vae_digest: hash of its file.
+    """
+
+    denoiser: HunyuanDiT
+    text: TextEncoders
+    vae: AutoencoderKL
+    vae_digest: str
+
+    def check_picture_size(self, size: int) -> None:
+        """Make sure that pictures become whole patches of latents.
+
+        Raises:
+            InvalidRequest: they do not.
+        """
+        multiple = self.vae.config.downscale * self.denoiser.config.patch_size
+        if 16 % multiple and size % multiple:
+            raise InvalidRequest(f"data.size {size} is no multiple of {multiple}, the pixels of one patch of latents.")
+
+
+def load_parts(job: DenoiserJob, seed: int) -> DenoiserParts:
+    """Make or load the networks; sizes that follow from another network or a vocabulary need not be given.
+
+    Raises:
+        InvalidRequest: sizes make no network, do not fit, or a new text encoder is not to learn.
+        CheckpointError: a file cannot be used.
+        TokenizerNotFound: a vocabulary is nowhere.
+    """
+    if not job.train_text_encoders and not (isinstance(job.clip, str) and isinstance(job.t5, str)):
+        raise InvalidRequest("denoiser.train_text_encoders is false, but a text encoder is new; it has to learn.")
+    vae, files = load_for_training(job.autoencoder, autoencoder_kl.FAMILY, AutoencoderKL)
+    lengths = _denoiser_sizes(job.network)
+    words = _vocabulary("wordpiece", job.clip_tokenizer, job.clip, "clip")
+    pieces = _vocabulary("sentencepiece", job.t5_tokenizer, job.t5, "t5")
+    clip_tokenizer = WordPieceTokenizer(words, lengths.text_len)
+    t5_tokenizer = SentencePieceTokenizer(pieces, lengths.t5_len)
+    clip = make_network(bert_clip.FAMILY, _with(job.clip, vocab_size=clip_tokenizer.size), BertClip, seed)
+    t5 = make_network(mt5.FAMILY, _with(job.t5, vocab_size=t5_tokenizer.size), MT5Encoder, seed)
+    derived = {
+        "text_dim": clip.config.hidden_size,
+        "t5_dim": t5.config.d_model,
+        "in_channels": vae.config.latent_channels,
+    }
+    denoiser = make_network(hunyuan_dit.FAMILY, _with(job.network, **derived), HunyuanDiT, seed)
+    for name, size in derived.items():
+        if getattr(denoiser.config, name) != size:
+            raise InvalidRequest(
+                f"the denoiser's {name} is {getattr(denoiser.config, name)}, but the other networks need {size}."
+            )
+    if clip.config.max_positions < lengths.text_len:
+        raise InvalidRequest(
+            f"clip has {clip.config.max_positions} positions, but the denoiser reads {lengths.text_len} tokens."
+        )
+    check_fits(clip_tokenizer, clip.config.vocab_size)
+    check_fits(t5_tokenizer, t5.config.vocab_size)
+    for module in (clip, t5):
+        module.requires_grad_(job.train_text_encoders)
+    text = TextEncoders(
+        TextSide(clip, clip_tokenizer),
+        TextSide(t5, t5_tokenizer),
+        job.train_text_encoders,
+        {WORDS: clip_tokenizer.source, PIECES: t5_tokenizer.source},
+    )
+    return DenoiserParts(denoiser, text, vae.eval(), " ".join(sha256_of(file) for file in files))
+
+
+def _denoiser_sizes(given: Mapping[str, Any] | str) -> HunyuanDiTConfig:
+    """Return the denoiser's config as far as it says how long texts are."""
+    if isinstance(given, str):
+        return load_for_training(given, hunyuan_dit.FAMILY, HunyuanDiT)[0].config
+    lengths = {name: given[name] for name in ("text_len", "t5_len") if name in given}
+    return HunyuanDiTConfig(**lengths)
+
+
+def _with(given: Mapping[str, Any] | str, **derived: Any) -> Mapping[str, Any] | str:
+    """Complete the sizes of a new network with those that others tell."""
+    return given if isinstance(given, str) else {**derived, **given}
+
+
+def _vocabulary(kind: Any, path: str, network: Mapping[str, Any] | str, name: str) -> Path:
+    if path:
+        return locate_vocabulary(kind, Path(path), Path(path))
+    if isinstance(network, str):
+        return locate_vocabulary(kind, Path(network))
+    raise InvalidRequest(f"denoiser.{name}_tokenizer: a new text encoder needs the vocabulary it should learn.")
