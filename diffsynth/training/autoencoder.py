@@ -43,6 +43,9 @@ class AutoencoderTraining:
         self.vae = make_network(autoencoder_kl.FAMILY, job.network, AutoencoderKL, config.seed)
         if not isinstance(job.network, str):
             set_log_variance(self.vae, job.initial_log_variance)
+        self.learns_latents = job.learns == "all"
+        for part in (self.vae.encoder, self.vae.quant_conv):
+            part.requires_grad_(self.learns_latents)
         if config.checkpoint_activations:
             checkpoint_activations(self.vae, (ResnetBlock, SpatialAttention))
         self.vae.to(device)
@@ -74,11 +77,14 @@ class AutoencoderTraining:
         """
         values = crop(batch.pixels, self.job.crop, generator) if self.job.crop else batch.pixels
         pixels = to_pixels(values.to(self.device))
-        posterior = self.vae.encode(pixels)
+        with torch.set_grad_enabled(self.learns_latents):
+            posterior = self.vae.encode(pixels)
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
         drawn = self.vae.decode(posterior.sample(noise)).float()
         difference = drawn - pixels
-        parts = {"l1": difference.abs().mean(), "l2": difference.square().mean(), "kl": kl_per_value(posterior)}
+        parts = {"l1": difference.abs().mean(), "l2": difference.square().mean()}
+        if self.learns_latents:
+            parts["kl"] = kl_per_value(posterior)
         if self.job.gradient:
             parts["gradient"] = gradient_error(drawn, pixels)
         if self.job.perceptual:
@@ -99,10 +105,11 @@ class AutoencoderTraining:
         return Samples(sheet(rows), {"psnr": sum(ratios) / len(ratios)})
 
     def save(self, folder: Path, dtype: torch.dtype, metadata: Mapping[str, str], *, complete: bool) -> None:
-        """Write the autoencoder, its latents brought to zero mean and unit variance times the scale."""
+        """Write the autoencoder; if its encoder has learnt, latents times the scale get mean 0 and variance 1."""
         family = autoencoder_kl.FAMILY
         scaled = copy_of(self.vae, family, torch.float32)
-        normalise_latents(scaled, *self._statistics(), self.job.latent_scale)
+        if self.learns_latents:
+            normalise_latents(scaled, *self._statistics(), self.job.latent_scale)
         save_network(scaled.to(dtype), family, scaled.config, folder / FILE, family.layouts[0].name, metadata)
 
     def describe(self) -> dict[str, Any]:
@@ -138,7 +145,7 @@ class AutoencoderTraining:
                 wanted = list(_levels(encoder, pixels))
             found = list(_levels(encoder, drawn))
         finally:
-            encoder.requires_grad_(requires_grad=True)
+            encoder.requires_grad_(self.learns_latents)
         return torch.stack([F.mse_loss(*pair) / pair[1].var() for pair in zip(found, wanted, strict=True)]).mean()
 
 

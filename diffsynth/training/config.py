@@ -57,6 +57,7 @@ class AutoencoderJob:
 
     Args:
         network: sizes of a new network, or the file of one to go on from.
+        learns: "all", or the "decoder" alone: latents stay what they are, so denoisers trained on them stay good.
         crop: side in pixels of a square cut anywhere out of each picture; 0 takes whole pictures.
         l1: weight of the absolute error.
         l2: weight of the squared error.
@@ -64,10 +65,12 @@ class AutoencoderJob:
         perceptual: weight of the squared error of the encoder's own features, compared without gradient to them.
         kl: weight of the distance from a normal distribution, per latent value.
         initial_log_variance: of a new network's posterior; a low one lets it learn to draw before it learns to blur.
-        latent_scale: saved networks are brought to latents that have zero mean and unit variance times this.
+        latent_scale: saved networks are brought to latents that, times this, have zero mean and unit variance; not so
+            where the decoder alone learns.
     """
 
     network: Mapping[str, Any] | str
+    learns: Literal["all", "decoder"] = "all"
     crop: int = _number(0, low=0)
     l1: float = _number(1.0, low=0)
     l2: float = _number(1.0, low=0)

@@ -195,6 +195,27 @@ def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
     assert all(weight.requires_grad for weight in job.vae.parameters())
 
 
+def test_the_decoder_alone_learns_and_latents_stay_as_they_are(tmp_path: Path) -> None:
+    first = train(autoencoder_config(tmp_path / "first", steps=2), Squares(12))
+    file = next(first.rglob("*.safetensors"))
+    config = autoencoder_config(tmp_path / "second", steps=2)
+    assert config.autoencoder is not None
+    config = replace(config, autoencoder=replace(config.autoencoder, network=str(file), learns="decoder"))
+
+    second = next(train(config, Squares(12)).rglob("*.safetensors"))
+
+    before, after = (
+        ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=[each]).find(AutoencoderKL).module
+        for each in (file, second)
+    )
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = before.encode(pixels)
+        assert torch.equal(latents.mean, after.encode(pixels).mean)
+        assert torch.equal(latents.std, after.encode(pixels).std)
+        assert not torch.allclose(before.decode(latents.mean), after.decode(latents.mean), atol=1e-4)
+
+
 def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
