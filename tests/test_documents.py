@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffsynth.cli import run
 from examples.random_models import write_models
@@ -25,6 +26,7 @@ SMALLER = (
     ("width=768", "width=48"),
     ("num_inference_steps=50", "num_inference_steps=2"),
     ("num_inference_steps=25", "num_inference_steps=2"),
+    ("steps = 50", "steps = 2"),
 )
 
 
@@ -45,7 +47,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with toy models where download_models puts the real ones."""
     root = tmp_path_factory.mktemp("documents")
     write_models(root / "models" / "HunyuanDiT")
+    for _, text in blocks("toml"):
+        (root / text.splitlines()[0].removeprefix("# ")).write_text(smaller(text), "utf-8")
+    write_pictures(root / "pictures")
     return root
+
+
+def write_pictures(folder: Path) -> None:
+    folder.mkdir()
+    for color in ("red", "blue", "green"):
+        Image.new("RGB", (96, 64), color).save(folder / f"{color}.png")
+    lines = "".join(f"{color}.png,a {color} picture\n" for color in ("red", "blue", "green"))
+    (folder / "metadata.csv").write_text(f"file_name,text\n{lines}", "utf-8")
 
 
 @pytest.fixture(autouse=True)

@@ -36,4 +36,5 @@ def _learns_on_cpu(queries: Tensor) -> bool:
 def _plain(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax attention as three products, each argument (B, heads, length, head_dim)."""
     logits = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    return logits.softmax(dim=-1) @ values
+    mixed: Tensor = logits.softmax(dim=-1) @ values
+    return mixed

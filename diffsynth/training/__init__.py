@@ -9,17 +9,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffsynth.training.config import TrainingConfig
+    from diffsynth.training.config import (
+        AutoencoderJob,
+        DataConfig,
+        DenoiserJob,
+        OptimizerConfig,
+        RecordConfig,
+        ScheduleConfig,
+        TrainingConfig,
+    )
     from diffsynth.training.dataset import Dataset, Example, ImageFolder
     from diffsynth.training.run import train
     from diffsynth.training.toml import read_config
 
-__all__ = ["Dataset", "Example", "ImageFolder", "TrainingConfig", "read_config", "train"]
+__all__ = [
+    "AutoencoderJob",
+    "DataConfig",
+    "Dataset",
+    "DenoiserJob",
+    "Example",
+    "ImageFolder",
+    "OptimizerConfig",
+    "RecordConfig",
+    "ScheduleConfig",
+    "TrainingConfig",
+    "read_config",
+    "train",
+]
 
 _HOMES = {
+    "AutoencoderJob": "config",
+    "DataConfig": "config",
     "Dataset": "dataset",
+    "DenoiserJob": "config",
     "Example": "dataset",
     "ImageFolder": "dataset",
+    "OptimizerConfig": "config",
+    "RecordConfig": "config",
+    "ScheduleConfig": "config",
     "TrainingConfig": "config",
     "read_config": "toml",
     "train": "run",

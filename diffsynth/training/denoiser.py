@@ -73,7 +73,8 @@ class DenoiserTraining:
         load, workers = pictures.batch, 0 if pictures.kept else config.data.workers
         if job.cache and pictures.fixed:
             load, workers = LatentStore(self.vae, self.parts.vae_digest, pictures, device, cache).batch, 0
-            self.text.keep(["", *(text for texts in pictures.texts for text in texts)], device, config.data.memory)
+            texts = ["", *job.sample_prompts, *(text for texts in pictures.texts for text in texts)]
+            self.text.keep(texts, device, config.data.memory)
         self._stream = BatchStream(order, load, workers)
         self._ropes: dict[tuple[int, int], Rope] = {}
 

@@ -30,7 +30,7 @@ def train(
     config: TrainingConfig,
     dataset: Dataset | None = None,
     *,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     steps: int | None = None,
     resume: bool = True,
     on_step: OnStep = no_report,
@@ -99,9 +99,9 @@ def make_job(config: TrainingConfig, dataset: Dataset, device: torch.device, run
     return DenoiserTraining(config, config.denoiser, pictures, device, run / CACHE)
 
 
-def _run_folder(config: TrainingConfig, folder: Path | None) -> Path:
+def _run_folder(config: TrainingConfig, folder: str | Path | None) -> Path:
     if folder is not None:
-        return folder
+        return Path(folder)
     if not config.record.folder:
         raise InvalidRequest("give the folder of the run: record.folder in the config, or --folder.")
     return Path(config.record.folder)
