@@ -28,6 +28,8 @@ from diffsynth.types import Header, TensorSpec
 
 logger = logging.getLogger(__name__)
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
 
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one or more files, by name; ``open_checkpoint`` makes it.
@@ -151,6 +153,8 @@ def open_checkpoint(
     Args:
         path: a safetensors file, a file of ``torch.save``, an index of shards, a folder that holds one of these,
             or several files whose tensors belong together. What a file is, its content decides, not its name.
+            In the place of a ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` that is not there, the ``.safetensors`` of that
+            name beside it is taken.
         mmap: map the files into memory, or read each tensor when it is asked for; None maps them unless they lie on
             a network disk, where a mapped file is lost with the connection.
 
@@ -186,8 +190,7 @@ def _resolve(path: str | PathLike[str]) -> _Resolved:
     text = os.fspath(path)
     if not text:
         raise NotACheckpoint("", "an empty path was given", "Give the path of a weight file or its folder.")
-    file_status(text)  # before Path drops a slash at the end
-    named = Path(text)
+    named = _present(text)
     file = find_in_folder(named) if named.is_dir() else named
     found = read_file(file)
     if isinstance(found, Table):
@@ -196,6 +199,28 @@ def _resolve(path: str | PathLike[str]) -> _Resolved:
     tables = [read_tensors(shard) for shard in index.files]
     check_index(index, tables)
     return _Resolved(named, tables, listed=True)
+
+
+def _present(text: str) -> Path:
+    """Return a path, or that of the safetensors file in the place of a pickle that is not there.
+
+    Raises:
+        NotACheckpoint: nothing is there, or the system does not let us look.
+    """
+    try:
+        file_status(text)  # before Path drops a slash at the end
+    except NotACheckpoint as error:
+        stem, suffix = os.path.splitext(text)
+        if suffix.lower() not in PICKLES or not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        twin = Path(f"{stem}.safetensors")
+        if not twin.is_file():
+            raise NotACheckpoint(
+                text, f"{error.problem}; {printable(twin.name, 120)} is not there either", error.remedy
+            ) from error
+        logger.info("%s is not there, so %s is read in its place", printable(text, 400), printable(twin, 400))
+        return twin
+    return Path(text)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -14,13 +14,25 @@ CATALOG: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "HunyuanDiT/t2i/model/pytorch_model_ema.pt",
             "HunyuanDiT/t2i/sdxl-vae-fp16-fix/diffusion_pytorch_model.bin",
         ),
+        "HunyuanDiT-Emoji": (
+            "HunyuanDiT-Emoji/t2i/clip_text_encoder/pytorch_model.safetensors",
+            "HunyuanDiT-Emoji/t2i/mt5/pytorch_model.safetensors",
+            "HunyuanDiT-Emoji/t2i/model/pytorch_model_ema.safetensors",
+            "HunyuanDiT-Emoji/t2i/sdxl-vae-fp16-fix/diffusion_pytorch_model.safetensors",
+        ),
     }
 )
 
 TOKENIZERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"HunyuanDiT": ("HunyuanDiT/t2i/tokenizer/vocab.txt", "HunyuanDiT/t2i/mt5/spiece.model")}
+    {
+        "HunyuanDiT": ("HunyuanDiT/t2i/tokenizer/vocab.txt", "HunyuanDiT/t2i/mt5/spiece.model"),
+        "HunyuanDiT-Emoji": ("HunyuanDiT-Emoji/t2i/tokenizer/vocab.txt", "HunyuanDiT-Emoji/t2i/mt5/spiece.model"),
+    }
 )
 
 REPOSITORIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {"HunyuanDiT": {"ModelScope": "modelscope/HunyuanDiT", "HuggingFace": "Tencent-Hunyuan/HunyuanDiT"}}
 )
+
+# These come with the package, so no hub is asked for them.
+BUNDLED = frozenset({"HunyuanDiT-Emoji"})

@@ -1,6 +1,7 @@
 """Model names → files on disk.
 
-This version finds files that are in place and says exactly which are not; it does not fetch any.
+This version finds files that are in place and says exactly which are not; it does not fetch any. A model that comes
+with the package is put in place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from os import PathLike
 from pathlib import Path
 
 from diffsynth.errors import DownloadError, InvalidRequest, printable
-from diffsynth.hub.catalog import CATALOG, REPOSITORIES, TOKENIZERS
+from diffsynth.hub.bundled import unpack
+from diffsynth.hub.catalog import BUNDLED, CATALOG, REPOSITORIES, TOKENIZERS
 
 
 def download_models(
@@ -29,7 +31,8 @@ def download_models(
 
     Raises:
         InvalidRequest: a name is not in the catalogue; the message names the nearest.
-        DownloadError: files are not in place; the message lists them and where to get them.
+        DownloadError: files are not in place; the message lists them and where to get them. Or the files of a model
+            that comes with the package cannot be written.
     """
     folder = Path(local_dir)
     found: list[Path] = []
@@ -38,6 +41,9 @@ def download_models(
         if model_id not in CATALOG:
             near = get_close_matches(model_id, CATALOG, n=3, cutoff=0.4) or sorted(CATALOG)
             raise InvalidRequest(f"there is no model called {printable(model_id)!r}. Known are: {', '.join(near)}.")
+        if model_id in BUNDLED:
+            found += unpack(model_id, folder)
+            continue
         files = [folder / name for name in (*CATALOG[model_id], *TOKENIZERS[model_id])]
         missing = [path for path in files if not path.is_file()]
         if missing:

@@ -329,3 +329,46 @@ def test_counting_values_keeps_what_was_written_into_tensors(mmap: bool, tmp_pat
 
     assert checkpoint.nonfinite() == {"a": 5000}
     assert tensor.eq(7).all()
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.pth", "model.ckpt", "model.BIN"])
+def test_in_the_place_of_a_pickle_that_is_not_there_its_safetensors_twin_is_read(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    twin = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(4)}, twin)
+    caplog.set_level(logging.INFO, "diffsynth")
+
+    checkpoint = open_checkpoint(tmp_path / name)
+
+    assert (checkpoint.path, checkpoint.files) == (twin, (twin,))
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / name} is not there, so {twin} is read in its place"
+    ]
+
+
+def test_a_pickle_that_is_there_is_read_whatever_lies_beside_it(tmp_path: Path) -> None:
+    save_file({"twin": torch.ones(4)}, tmp_path / "model.safetensors")
+    save_zip({"named": torch.ones(4)}, tmp_path / "model.bin")
+
+    assert list(open_checkpoint(tmp_path / "model.bin")) == ["named"]
+
+
+def test_if_neither_file_is_there_the_error_names_both(tmp_path: Path) -> None:
+    (tmp_path / "other.safetensors").write_bytes(b"")
+
+    with pytest.raises(NotACheckpoint) as caught:
+        open_checkpoint(tmp_path / "model.bin")
+
+    assert str(caught.value) == (
+        f"{tmp_path}/model.bin: cannot be opened: No such file or directory; model.safetensors is not there either. "
+        "Check the path."
+    )
+
+
+@pytest.mark.parametrize("name", ["model", "model.json", "model.bin/", "model.safetensors.bin"])
+def test_other_names_have_no_twin(name: str, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(4)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(NotACheckpoint, match="No such file"):
+        open_checkpoint(f"{tmp_path}/{name}")
