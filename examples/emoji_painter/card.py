@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.emoji_painter.colors import COLORS
-from examples.emoji_painter.objects import things
+from examples.emoji_painter.objects import Thing, things
 from examples.emoji_painter.scenes import (
     HELD_OUT_PERCENT,
     MEETING,
@@ -42,10 +42,8 @@ def card(recipe: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any
     return {
         "name": "HunyuanDiT-Emoji",
         "size": [SIDE, SIDE],
-        "objects": [
-            {"char": each.char, "en": each.en, "zh": each.zh, "measure": each.measure, "kind": each.kind}
-            for each in things()
-        ],
+        "objects": [_described(each) for each in things() if not each.tint],
+        "tinted": [{**_described(each), "tint": each.tint} for each in things() if each.tint],
         "colors": {color.en: {"zh": color.zh, "rgb": list(color.rgb)} for color in COLORS},
         "templates": {
             "one": ONE,
@@ -69,6 +67,10 @@ def card(recipe: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any
         "recipe": dict(recipe),
         "figures": dict(figures),
     }
+
+
+def _described(thing: Thing) -> dict[str, str]:
+    return {"char": thing.char, "en": thing.en, "zh": thing.zh, "measure": thing.measure, "kind": thing.kind}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
