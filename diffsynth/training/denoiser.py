@@ -62,7 +62,7 @@ class DenoiserTraining:
     ) -> None:
         self.job, self.pictures, self.device = job, pictures, device
         self.parts: DenoiserParts = load_parts(job, config.seed)
-        self.parts.check_picture_size(config.data.size)
+        pictures.check_sides(self.parts.multiple)
         self.denoiser, self.text, self.vae = self.parts.denoiser, self.parts.text, self.parts.vae
         if config.checkpoint_activations:
             checkpoint_activations(self.denoiser, (Block,))
@@ -73,10 +73,18 @@ class DenoiserTraining:
         load, workers = pictures.batch, 0 if pictures.kept else config.data.workers
         if job.cache and pictures.fixed:
             load, workers = LatentStore(self.vae, self.parts.vae_digest, pictures, device, cache).batch, 0
+        if job.cache:
             texts = ["", *job.sample_prompts, *(text for texts in pictures.texts for text in texts)]
             self.text.keep(texts, device, config.data.memory)
         self._stream = BatchStream(order, load, workers)
         self._ropes: dict[tuple[int, int], Rope] = {}
+        assumed = 0.03 if self.denoiser.config.size_conditioning else 0.018
+        if job.prediction == "velocity" and job.beta_end != assumed:
+            logger.warning(
+                "denoiser.beta_end is %g, but a pipeline takes %g for this network unless told",
+                job.beta_end,
+                assumed,
+            )
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.files import replacing
+from diffsynth.errors import CheckpointError
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.training.buckets import Shape
 from diffsynth.training.pictures import Batch, Pictures, to_pixels
+from diffsynth.training.state import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class LatentStore:
             found = {_key(shape): _encode(vae, pictures, numbers, device) for shape, numbers in members.items()}
             if folder is not None:
                 with replacing(folder / FILE) as temporary:
-                    save_file(found, temporary, metadata={"format": "pt", "content": content})
+                    write_tensors(temporary, found, {"content": content})
         self._latents = found
         pictures.forget()
 
@@ -80,9 +81,12 @@ def _read(folder: Path | None, content: str, wanted: dict[str, int]) -> dict[str
     """Return what a file holds, if it is of these pictures and this autoencoder."""
     if folder is None or not (folder / FILE).is_file():
         return None
-    saved = open_checkpoint(folder / FILE, mmap=False)
-    if saved.metadata.get("content") != content:
+    try:
+        saved = open_checkpoint(folder / FILE, mmap=False)
+    except CheckpointError as error:
+        logger.warning("%s is made anew: it %s", folder / FILE, error.problem)
+        return None
+    if saved.metadata.get("content") != content or wanted != {key: saved.header[key].shape[0] for key in saved.header}:
         logger.info("%s belongs to other data or another autoencoder, and is made anew", folder / FILE)
         return None
-    assert {key: spec.shape[0] for key, spec in saved.header.items()} == wanted
     return {key: saved[key] for key in wanted}
