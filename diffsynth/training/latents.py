@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from diffsynth.errors import CheckpointError
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.training.buckets import Shape
 from diffsynth.training.pictures import Batch, Pictures, to_pixels
+from diffsynth.training.precision import computing_in
 from diffsynth.training.state import write_tensors
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 FILE = "latents.safetensors"
+SECONDS_BETWEEN_LINES = 30
 
 
 class LatentStore:
@@ -31,12 +34,19 @@ class LatentStore:
         vae: the autoencoder.
         vae_digest: hash of its weights.
         pictures: prepared data, which need not be kept in memory any longer.
+        precision: of the run, see `encode`.
         device: where to compute.
         folder: where the file is kept, or None.
     """
 
     def __init__(
-        self, vae: AutoencoderKL, vae_digest: str, pictures: Pictures, device: torch.device, folder: Path | None
+        self,
+        vae: AutoencoderKL,
+        vae_digest: str,
+        pictures: Pictures,
+        precision: str,
+        device: torch.device,
+        folder: Path | None,
     ) -> None:
         self._texts = pictures.texts
         self._place: list[tuple[str, int]] = []
@@ -46,10 +56,13 @@ class LatentStore:
             self._place.append((_key(shape), len(inside)))
             inside.append(number)
         wanted = {_key(shape): len(numbers) for shape, numbers in members.items()}
-        content = hashlib.sha256(f"{pictures.prepared_digest} {vae_digest}".encode()).hexdigest()
+        content = hashlib.sha256(f"{pictures.prepared_digest} {vae_digest} {precision}".encode()).hexdigest()
         found = _read(folder, content, wanted)
         if found is None:
-            found = {_key(shape): _encode(vae, pictures, numbers, device) for shape, numbers in members.items()}
+            found = {
+                _key(shape): _encode_all(vae, pictures, numbers, precision, device)
+                for shape, numbers in members.items()
+            }
             if folder is not None:
                 with replacing(folder / FILE) as temporary:
                     write_tensors(temporary, found, {"content": content})
@@ -68,12 +81,28 @@ def _key(shape: Shape) -> str:
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, pictures: Pictures, numbers: Sequence[int], device: torch.device) -> Tensor:
+def encode(vae: AutoencoderKL, pixels: Tensor, precision: str) -> Tensor:
+    """Return unscaled latents, the posterior's mean in float32, of (B, 3, H, W) uint8.
+
+    They are computed in bfloat16 if that is the precision of the run, else in float32: float16 can overflow.
+    """
+    # An autocast of the step around this is switched off first; bfloat16 is then switched on again.
+    inner = computing_in("bfloat16" if precision == "bfloat16" else "float32", pixels.device)
+    with torch.autocast(pixels.device.type, enabled=False), inner:
+        return vae.encode(to_pixels(pixels)).mean.float()
+
+
+def _encode_all(
+    vae: AutoencoderKL, pictures: Pictures, numbers: Sequence[int], precision: str, device: torch.device
+) -> Tensor:
     logger.info("encoding %d pictures", len(numbers))
-    parts = []
+    parts, told = [], time.monotonic()
     for start in range(0, len(numbers), AT_ONCE):
         pixels = pictures.batch(numbers[start : start + AT_ONCE]).pixels
-        parts.append(vae.encode(to_pixels(pixels.to(device))).mean.float().cpu())
+        parts.append(encode(vae, pixels.to(device), precision).cpu())
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            logger.info("encoded %d of %d pictures", start + len(pixels), len(numbers))
     return torch.cat(parts)
 
 
