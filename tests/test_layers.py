@@ -15,7 +15,7 @@ LAYERS = {
     "nn": 1,
     "schedulers": 1,
     "tokenizers": 1,
-    "hub": 1,
+    "hub": 2,
     "models": 2,
     "lora": 2,
     "manager": 3,
