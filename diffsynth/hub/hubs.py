@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.hub.catalog import Line
 from diffsynth.hub.listing import Listing, RemoteFile
-from diffsynth.hub.patience import HubDown, Refusal, retried
+from diffsynth.hub.patience import HubDown, Refusal, Silence, bounded
 from diffsynth.hub.record import Record
 from diffsynth.hub.settings import Patience
 from diffsynth.hub.sources import SOURCES, Source, probe
@@ -97,14 +97,12 @@ class Hubs:
         if key not in asked:
             try:
                 source = self.source(name)
-                found = retried(
-                    lambda: source.listing(repository, revision), self._patience, f"{name}: the files of {repository}"
-                )
+                found = bounded(lambda: source.listing(repository, revision), self._patience.silence)
             except HubDown as error:
                 if not self._states[name].down:
                     self.pass_over(name, str(error))
                 asked[key] = str(error)
-            except Refusal as error:
+            except (Refusal, Silence) as error:
                 asked[key] = f"{repository}: {error}"
             else:
                 asked[key] = found

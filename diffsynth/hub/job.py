@@ -239,8 +239,13 @@ class _Job:
                 continue
             try:
                 remote = self.hubs.listing(hub, repository, item.line.revision).by_path.get(item.path)
-                if remote is None:
-                    raise Refusal(f"{repository} does not hold it")
+            except Refusal as error:
+                item.failed.append(f"{hub}: {error}.")
+                continue
+            if remote is None:
+                item.failed.append(f"{hub}: {repository} does not hold it.")
+                continue
+            try:
                 self._fetch_from(hub, repository, item, remote, progress)
             except HubDown as error:
                 self.hubs.pass_over(hub, str(error))

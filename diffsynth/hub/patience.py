@@ -84,20 +84,6 @@ class Pauses:
         time.sleep(seconds)
 
 
-def retried(call: Callable[[], T], patience: Patience, what: str) -> T:
-    """Return what a call returns, trying again after hiccups and giving up on silence.
-
-    Raises:
-        Refusal: the hub will not answer this.
-    """
-    pauses = Pauses(patience, what)
-    while True:
-        try:
-            return bounded(call, patience.silence)
-        except Hiccup as hiccup:
-            pauses.wait(hiccup)
-
-
 def bounded(call: Callable[[], T], seconds: float) -> T:
     """Return what a call returns.
 

@@ -68,8 +68,7 @@ class Source(Protocol):
         """Return what a repository holds.
 
         Raises:
-            Refusal: it will not be told.
-            Hiccup: try again.
+            Refusal: it will not be told; the client has tried again by itself.
         """
 
     def read(self, repository: str, revision: str | None, path: str, start: int) -> Generator[Head | bytes, None, None]:
@@ -94,17 +93,20 @@ class HuggingFace:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
-        with self._telling():
-            entries = HfApi(endpoint=self.endpoint).list_repo_tree(repository, recursive=True, revision=revision)
-            return Listing(
-                tuple(
-                    RemoteFile(entry.path, entry.size, entry.lfs.sha256)
-                    if entry.lfs
-                    else RemoteFile(entry.path, entry.size, git_id=entry.blob_id)
-                    for entry in entries
-                    if isinstance(entry, RepoFile)
+        try:
+            with self._telling():
+                entries = HfApi(endpoint=self.endpoint).list_repo_tree(repository, recursive=True, revision=revision)
+                return Listing(
+                    tuple(
+                        RemoteFile(entry.path, entry.size, entry.lfs.sha256)
+                        if entry.lfs
+                        else RemoteFile(entry.path, entry.size, git_id=entry.blob_id)
+                        for entry in entries
+                        if isinstance(entry, RepoFile)
+                    )
                 )
-            )
+        except Hiccup as hiccup:
+            raise Refusal(f"{hiccup}, several times in a row") from hiccup  # the client has tried that often
 
     def read(self, repository: str, revision: str | None, path: str, start: int) -> Generator[Head | bytes, None, None]:
         """Yield the head of the answer, then bytes; another host that it is sent on to gets no token."""
@@ -197,7 +199,7 @@ class ModelScope:
     def _telling(self) -> Iterator[None]:
         """Turn what the client raises into our own two kinds."""
         from modelscope_hub import APIError, HubError, NetworkError, RequestTimeoutError
-        from requests import RequestException
+        from requests import JSONDecodeError, RequestException
         from urllib3.exceptions import HTTPError
 
         try:
@@ -206,6 +208,8 @@ class ModelScope:
             seconds = getattr(error, "retry_after", None)
             headers = {} if seconds is None else {"Retry-After": str(seconds)}
             raise failure(error.status_code or 0, headers, self.token_variable) from error
+        except JSONDecodeError as error:
+            raise Refusal(f"the answer is none of a hub ({short(error)})") from error
         except (NetworkError, RequestTimeoutError, RequestException, HTTPError) as error:
             raise Hiccup(f"the connection failed ({short(error)})") from error
         except (HubError, ValueError, KeyError, TypeError, AttributeError) as error:

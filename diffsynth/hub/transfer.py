@@ -11,7 +11,7 @@ from diffsynth.core.digest import remember_sha256
 from diffsynth.errors import printable
 from diffsynth.hub.listing import NOTHING, RemoteFile
 from diffsynth.hub.part import Part
-from diffsynth.hub.patience import Hiccup, NoSuchRange, Pauses, Refusal, arriving
+from diffsynth.hub.patience import Exhausted, Hiccup, NoSuchRange, Pauses, Refusal, arriving
 from diffsynth.hub.settings import Patience
 from diffsynth.hub.sources import Head, Source
 
@@ -78,7 +78,10 @@ def _fill(origin: Origin, part: Part, patience: Patience, moved: Moved) -> None:
             if part.size > furthest:
                 furthest = part.size
                 pauses.reset()
-            pauses.wait(hiccup)
+            try:
+                pauses.wait(hiccup)
+            except Exhausted as error:
+                raise Exhausted(f"{error}; {part.size} of {origin.remote.size} bytes are here and kept") from error
 
 
 def _pour(origin: Origin, part: Part, patience: Patience, moved: Moved) -> None:

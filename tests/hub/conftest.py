@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,10 +48,14 @@ def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for nothing longer than a test should take."""
+def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for nothing longer than a test should take; for silence only in tests that are about it."""
+    silence = 1.0 if any(word in request.node.name for word in ("stall", "silent")) else 20.0
     monkeypatch.setattr(
         settings.Patience,
         "from_environment",
-        classmethod(lambda cls: cls(probe=1.0, silence=1.0, attempts=3, pause=0.01, longest=0.05)),
+        classmethod(lambda cls: cls(probe=1.0, silence=silence, attempts=3, pause=0.01, longest=0.05)),
     )
+    hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)  # the clients' own pauses are of seconds
+    monkeypatch.setattr("modelscope_hub._legacy_api.time", hurried)

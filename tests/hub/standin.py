@@ -34,7 +34,7 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: one of those above, or ``status``, ``refuse``, ``bad_listing``, ``hostile``.
+        kind: one of those above, or ``silent``, ``status``, ``refuse``, ``bad_listing``, ``hostile``.
         match: regular expression for ``GET /path?query``.
         times: for how many requests; -1 is for ever.
         share: how much of the body is sent first, 0 to 1.
@@ -166,6 +166,11 @@ class Hub:
         return None
 
 
+def share(fault: Fault | None, body: bytes) -> int:
+    """Return how many bytes are sent: a share of them, but one at least, so that whoever goes on gets to the end."""
+    return len(body) if fault is None else min(len(body), max(int(len(body) * fault.share), fault.share > 0))
+
+
 class QuietServer(ThreadingHTTPServer):
     """A server to which a client that hangs up is no news."""
 
@@ -198,7 +203,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request."""
         parts = urlsplit(self.path)
-        line = f"GET {unquote(self.path)}"
+        line = f"{self.command} {unquote(self.path)}"
         cookie = re.search(r"m_session_id=([^;]+)", self.headers.get("Cookie", ""))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or (cookie[1] if cookie else "")
         self.entry = Request(
@@ -212,6 +217,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.close_connection = True
 
+    do_HEAD = do_GET  # noqa: N815 - the name that the server looks for
+
     def answer(self, path: list[str], query: dict[str, str], line: str) -> None:
         """Route a request."""
         entry, answered = self.route(path, query)
@@ -222,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "status":
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             return self.send(Reply(fault.code, headers, b'{"error": "injected"}'))
-        if fault is not None and fault.kind == "stall" and entry is None:
+        if fault is not None and fault.kind == "silent":
             self.hub.stopped.wait(fault.seconds)
             return self.hang_up()
         if answered is not None:
@@ -232,7 +239,8 @@ class Handler(BaseHTTPRequestHandler):
         if redirected:
             hub = "ms" if path[0] == "api" else "hf"
             place = f"{self.hub.storage}/cdn/{hub}/{sha256}?name={quote(entry.path)}"
-            return self.send(Reply(302, {"Location": place, "X-Repo-Commit": "c" * 40, "ETag": f'"{sha256}"'}))
+            linked = {"X-Linked-ETag": f'"{sha256}"', "X-Linked-Size": str(entry.size), "X-Repo-Commit": "c" * 40}
+            return self.send(Reply(302, {"Location": place, "ETag": f'"{git}"', **linked}))
         return self.send_file(entry, fault, {"ETag": f'"{git}"', "X-Repo-Commit": "c" * 40})
 
     def route(self, path: list[str], query: dict[str, str]) -> tuple[Entry | None, Reply | object | None]:
@@ -245,10 +253,8 @@ class Handler(BaseHTTPRequestHandler):
                         return entry, None
             return None, Reply(404)
         modelscope = path[:3] == ["api", "v1", "models"]
-        if modelscope:
-            repository = "/".join(path[3:5])
-        else:
-            repository = "/".join(path[2:4] if path[0] == "api" else path[:2])
+        named = path[3:5] if modelscope else path[2:4] if path[0] == "api" else path[:2]
+        repository = "/".join(named)
         files = self.hub.repositories.get(repository)
         if files is None or (self.hub.token and self.entry.token != self.hub.token):
             code = 404 if modelscope else 401
@@ -301,7 +307,8 @@ class Handler(BaseHTTPRequestHandler):
         if (asked := re.fullmatch(r"bytes=(\d+)-", self.entry.range)) and kind != "no_range":
             start, status = int(asked[1]), 206
             if start >= len(data):
-                return self.send(Reply(416, {"Content-Range": f"bytes */{len(data)}"}))
+                self.send(Reply(416, {"Content-Range": f"bytes */{len(data)}"}))
+                return
         told = start
         if status == 206 and kind in ("bad_range", "lying_range"):
             told, start = (0, 0) if kind == "bad_range" else (start, 0)
@@ -311,7 +318,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "empty":
             status, body = 200, b""
         elif kind == "short":
-            body = body[: int(len(body) * fault.share)] if fault else body
+            body = body[: share(fault, body)]
         elif kind == "long":
             body += b"\0" * 100
         elif kind == "corrupt":
@@ -320,7 +327,9 @@ class Handler(BaseHTTPRequestHandler):
         if status == 206:
             headers["Content-Range"] = f"bytes {told}-{len(data) - 1}/{len(data)}"
         self.head(Reply(status, headers), len(body))
-        limit = int(len(body) * fault.share) if fault and kind in ("drop", "stall", "slow") else len(body)
+        if self.command == "HEAD":
+            return
+        limit = share(fault, body) if kind in ("drop", "stall") else len(body)
         for at in range(0, limit, 1 << 16):
             piece = body[at : min(at + (1 << 16), limit)]
             self.wfile.write(piece)
@@ -336,8 +345,9 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, reply: Reply) -> None:
         """Send a whole answer."""
         self.head(reply, len(reply.body))
-        self.wfile.write(reply.body)
-        self.entry.sent = len(reply.body)
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
+            self.entry.sent = len(reply.body)
 
     def head(self, reply: Reply, length: int) -> None:
         """Send the head of an answer."""
