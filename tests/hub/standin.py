@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,7 +95,7 @@ class Hub:
     """
 
     def __init__(self, repositories: Mapping[str, Mapping[str, Content]], token: str = "") -> None:
-        self.repositories = {name: dict(files) for name, files in repositories.items()}
+        self.publish(repositories)
         self.token = token
         self.log: list[Request] = []
         self.faults: list[Fault] = []
@@ -120,6 +120,10 @@ class Hub:
         self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
+
+    def publish(self, repositories: Mapping[str, Mapping[str, Content]]) -> None:
+        """Hold these repositories from now on."""
+        self.repositories: dict[str, dict[str, Content]] = {name: dict(files) for name, files in repositories.items()}
 
     def fault(self, kind: str, match: str = "", times: int = 1, **options: object) -> Fault:
         """Let something go wrong from now on."""
@@ -190,6 +194,9 @@ class Reply:
     body: bytes = b""
 
 
+Answer = Callable[["Fault | None"], Reply]
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers one connection."""
 
@@ -233,7 +240,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.stopped.wait(fault.seconds)
             return self.hang_up()
         if answered is not None:
-            return self.send(answered(fault) if callable(answered) else answered)
+            return self.send(answered(fault))
         assert entry is not None
         sha256, git = self.hub.hashes(entry)
         if redirected:
@@ -243,7 +250,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(Reply(302, {"Location": place, "ETag": f'"{git}"', **linked}))
         return self.send_file(entry, fault, {"ETag": f'"{git}"', "X-Repo-Commit": "c" * 40})
 
-    def route(self, path: list[str], query: dict[str, str]) -> tuple[Entry | None, Reply | object | None]:
+    def route(self, path: list[str], query: dict[str, str]) -> tuple[Entry | None, Answer | None]:
         """Return the file that is asked for, or an answer."""
         if path[0] == "cdn":
             for files in self.hub.repositories.values():
@@ -251,22 +258,25 @@ class Handler(BaseHTTPRequestHandler):
                     entry = Entry(name, content)
                     if name == query.get("name") and self.hub.hashes(entry)[0] == path[2]:
                         return entry, None
-            return None, Reply(404)
+            return None, lambda fault: Reply(404)
         modelscope = path[:3] == ["api", "v1", "models"]
         named = path[3:5] if modelscope else path[2:4] if path[0] == "api" else path[:2]
         repository = "/".join(named)
-        files = self.hub.repositories.get(repository)
-        if files is None or (self.hub.token and self.entry.token != self.hub.token):
+        held = self.hub.repositories.get(repository)
+        if held is None or (self.hub.token and self.entry.token != self.hub.token):
             code = 404 if modelscope else 401
-            return None, Reply(code, {"X-Error-Code": "RepoNotFound"}, b'{"Code": 404, "Message": "not found"}')
-        entries = [Entry(name, content) for name, content in files.items()]
+            body = b'{"Code": 404, "Message": "not found"}'
+            return None, lambda fault: Reply(code, {"X-Error-Code": "RepoNotFound"}, body)
+        entries = [Entry(name, content) for name, content in held.items()]
         if modelscope and path[5:] == ["repo", "files"]:
             return None, lambda fault: self.modelscope_listing(entries, fault)
         if not modelscope and path[0] == "api" and path[4] == "tree":
             return None, lambda fault: self.hugging_face_listing(entries, fault)
         wanted = query.get("FilePath", "") if modelscope else "/".join(path[4:])
         found = next((entry for entry in entries if entry.path == wanted), None)
-        return found, None if found else Reply(404, {"X-Error-Code": "EntryNotFound"}, b'{"error": "not found"}')
+        if found is not None:
+            return found, None
+        return None, lambda fault: Reply(404, {"X-Error-Code": "EntryNotFound"}, b'{"error": "not found"}')
 
     def modelscope_listing(self, entries: list[Entry], fault: Fault | None) -> Reply:
         """Return the files as ModelScope lists them."""

@@ -11,6 +11,7 @@ import pytest
 from diffsynth import download_model, download_models
 from diffsynth.errors import DownloadError, InvalidRequest
 from diffsynth.hub import sources
+from diffsynth.hub.patience import HubDown
 from diffsynth.hub.settings import Patience, described, is_offline
 from tests.hub.standin import FILE, Hub
 
@@ -202,7 +203,7 @@ def test_a_proxy_is_probed_in_the_place_of_the_hub(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sources, "getproxies", lambda: {"https": "http://127.0.0.1:1"})
     monkeypatch.setattr(sources, "proxy_bypass", lambda host: False)
 
-    with pytest.raises(sources.HubDown, match=r"127\.0\.0\.1 cannot be reached"):
+    with pytest.raises(HubDown, match=r"127\.0\.0\.1 cannot be reached"):
         sources.probe(sources.HuggingFace(endpoint="https://hub.invalid"), Patience(probe=1.0))
 
 

@@ -54,7 +54,7 @@ def test_a_download_that_is_killed_again_and_again_loses_at_most_a_chunk_each_ti
     on: str, hub: Hub, tmp_path: Path
 ) -> None:
     files = published(size=4_000_000)
-    hub.repositories = dict.fromkeys(V1_0, files)
+    hub.publish(dict.fromkeys(V1_0, files))
     hub.fault("slow", FILE[on], times=-1)
     draw = random.Random(7)
 
@@ -63,7 +63,7 @@ def test_a_download_that_is_killed_again_and_again_loses_at_most_a_chunk_each_ti
         process = client(tmp_path / "models", on)
         time.sleep(draw.uniform(0.5, 2.5))
         process.kill()
-        out, err = process.communicate()
+        _, err = process.communicate()
         killed += process.returncode == -9
         assert process.returncode in (-9, 0), err
     hub.faults.clear()
@@ -78,7 +78,7 @@ def test_a_download_that_is_killed_again_and_again_loses_at_most_a_chunk_each_ti
 
 def test_eight_processes_make_one_transfer_of_each_file(hub: Hub, tmp_path: Path) -> None:
     files = published(size=1_000_000)
-    hub.repositories = dict.fromkeys(V1_0, files)
+    hub.publish(dict.fromkeys(V1_0, files))
 
     processes = [client(tmp_path / "models") for _ in range(8)]
     results = [(process.communicate(), process.returncode) for process in processes]
