@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,7 @@ def download(
     reuse: Annotated[list[Path] | None, typer.Option(help="Folder of another tool to take files from.")] = None,
     verbose: Verbose = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Fetch what is missing, check everything, and print the files in the order they are loaded."""
     from diffsynth.hub.download import HUBS, download_model, download_models
 
@@ -35,16 +36,16 @@ def download(
     repositories = [name for name in wanted if "/" in name]
     if revision is not None and len(repositories) != len(wanted):
         raise InvalidRequest("--revision is for repositories, OWNER/NAME; those of the catalogue are chosen there.")
-    folders = list(reuse or ())
+    options: dict[str, Any] = {"local_dir": models, "offline": offline, "verify": verify, "reuse": reuse or ()}
     paths: list[Path] = []
-    for name in repositories:
-        paths += download_model(
-            name, files or "*", source=hub or HUBS, revision=revision, local_dir=models, offline=offline,
-            verify=verify, reuse=folders,
-        )  # fmt: skip
-    if known := [name for name in wanted if name not in repositories]:
-        paths += download_models(
-            known, hub or HUBS, local_dir=models, files=files or (), offline=offline, verify=verify, reuse=folders
-        )
+    try:
+        for name in repositories:
+            paths += download_model(name, files or "*", source=hub or HUBS, revision=revision, **options)
+        if known := [name for name in wanted if name not in repositories]:
+            paths += download_models(known, hub or HUBS, files=files or (), **options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
     for path in paths:
         print(path)
+    return 0

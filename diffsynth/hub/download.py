@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import InvalidRequest, printable
 from diffsynth.hub.catalog import CatalogModel, Line, model_called
 from diffsynth.hub.job import Item, Options, gather
 from diffsynth.hub.listing import checked_repository
@@ -114,14 +114,16 @@ def _options(
     command = ["diffsynth", "download", *names]
     command += [] if folder == Path("models") else ["--models", str(folder)]
     command += [part for pattern in _as_list(files) if pattern != "*" for part in ("--files", pattern)]
-    folders = [reuse] if isinstance(reuse, (str, PathLike)) else reuse
+    folders = [Path(each) for each in ([reuse] if isinstance(reuse, (str, PathLike)) else reuse)]
+    if missing := [each for each in folders if not each.is_dir()]:
+        raise InvalidRequest(f"reuse= (--reuse) names {printable(missing[0], 300)}, which is no folder.")
     return Options(
         folder=folder,
         hubs=tuple(_as_list(hubs)),
         files=tuple(_as_list(files)),
         offline=is_offline(offline),
         verify=verify,
-        reuse=tuple(Path(each) for each in folders),
+        reuse=tuple(folders),
         on_progress=on_progress,
         command=shlex.join(command),
     )

@@ -37,19 +37,20 @@ class Hubs:
         names: the hubs, those to be asked first in front.
         record: what they said earlier.
         patience: how long to wait for them.
+        anew: whether only what they say now counts.
 
     Raises:
         InvalidRequest: there is no such hub.
     """
 
-    def __init__(self, names: Sequence[str], record: Record, patience: Patience) -> None:
+    def __init__(self, names: Sequence[str], record: Record, patience: Patience, *, anew: bool = False) -> None:
         known = {name.lower(): name for name in SOURCES}
         if unknown := [name for name in names if name.lower() not in known]:
             raise InvalidRequest(f"there is no hub called {printable(unknown[0])!r}; known are {', '.join(SOURCES)}.")
         self.names = tuple(dict.fromkeys(known[name.lower()] for name in names))
         if not self.names:
             raise InvalidRequest(f"name a hub to ask: {' or '.join(SOURCES)}.")
-        self._record, self._patience = record, patience
+        self._record, self._patience, self._anew = record, patience, anew
         self._states = {name: _State(SOURCES[name]) for name in self.names}
 
     def source(self, name: str) -> Source:
@@ -118,7 +119,9 @@ class Hubs:
         if repository is None:
             return None
         answer = self._states[name].asked.get((repository, line.revision))
-        return answer if isinstance(answer, Listing) else self._record.get(name, repository, line.revision)
+        if isinstance(answer, Listing) or self._anew:
+            return answer if isinstance(answer, Listing) else None
+        return self._record.get(name, repository, line.revision)
 
     def offers(self, line: Line, path: str) -> Iterator[RemoteFile]:
         """Yield what the hubs said about one file, in this job or an earlier one."""

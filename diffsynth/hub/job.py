@@ -7,7 +7,8 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 from diffsynth.errors import DownloadError, printable
 from diffsynth.hub.catalog import WEIGHTS, Line
@@ -89,8 +90,9 @@ class _Job:
     def __init__(self, lines: Sequence[Line], options: Options) -> None:
         self.lines, self.options = lines, options
         self.patience = Patience.from_environment()
-        self.hubs = Hubs(options.hubs, Record(options.folder), self.patience)
         self.again = options.verify
+        asks_anew = options.verify and not options.offline
+        self.hubs = Hubs(options.hubs, Record(options.folder), self.patience, anew=asks_anew)
 
     # ---- without asking a hub ----------------------------------------------------------------------------------
 
@@ -143,8 +145,9 @@ class _Job:
         folder = self.options.folder / line.folder
         if line.is_pattern:
             inside = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("**/*")) if path.is_file()]
-            names = [name for name in inside if PurePosixPath(name).match(line.path) or name.startswith(line.path[:-1])]
-            return [item_at(line, name, self.options) for name in names] or [item_at(line, line.path, self.options)]
+            names = [name for name in inside if fnmatchcase(name, line.path)]
+            none = [Item(line, line.path, folder / line.path)]
+            return [item_at(line, name, self.options) for name in names] or none
         return [item_at(line, line.path, self.options)]
 
     # ---- asking hubs -------------------------------------------------------------------------------------------
@@ -152,7 +155,8 @@ class _Job:
     def online(self) -> list[Item]:
         """Return all files, fetching what is not in place."""
         items = [item for line in self.lines for item in self._listed(line) if self._wanted(item)]
-        todo = [item for item in items if not self._is_right(item)]
+        once = {item.target: item for item in items}
+        todo = [item for item in once.values() if not self._is_right(item)]
         for item in todo:
             if item.target.is_file():
                 logger.warning("%s is not what hubs publish under this name, and is replaced.", item.target)
@@ -189,7 +193,7 @@ class _Job:
                 return items
             reasons.append(f"{hub}: {repository} holds no {line.path}{_nearest(line.path, listing)}.")
         raise DownloadError(
-            f"no hub says what {line.path} of {' or '.join(dict.fromkeys(line.repositories.values()))} is:"
+            f"no hub can be asked for {line.path} of {' or '.join(dict.fromkeys(line.repositories.values()))}:"
             + "".join(f"\n  {reason}" for reason in reasons)
             + "\nFiles that are in place already, put there by hand, are used with offline=True (--offline); "
             "`diffsynth env` shows the addresses of the hubs."

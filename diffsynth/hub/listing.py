@@ -36,12 +36,21 @@ class RemoteFile:
         size: bytes.
         sha256: of its content; empty if the hub does not tell.
         git_id: its id as a git blob (a sha1), for files that the hub tells no sha256 of.
+
+    Raises:
+        ValueError: one of them is none.
     """
 
     path: str
     size: int
     sha256: str = ""
     git_id: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", _hexadecimal(self.sha256, 64))
+        object.__setattr__(self, "git_id", _hexadecimal(self.git_id, 40))
+        if not isinstance(self.path, str) or type(self.size) is not int or not 0 <= self.size < 1 << 60:
+            raise ValueError(f"listed are {printable(self.path)} and a size of {printable(self.size)}")
 
     @property
     def hash_name(self) -> str:
@@ -62,13 +71,19 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one repository on one hub."""
+    """The files of one repository on one hub.
+
+    Raises:
+        ValueError: a file is listed twice.
+    """
 
     files: tuple[RemoteFile, ...]
     by_path: dict[str, RemoteFile] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_path", {file.path: file for file in self.files})
+        if len(self.by_path) < len(self.files):
+            raise ValueError("a file is listed twice")
 
     def select(self, pattern: str) -> list[RemoteFile]:
         """Return the files that a name or a pattern such as ``vae/*.safetensors`` means; ``*`` goes across folders."""
@@ -85,12 +100,27 @@ def safe_parts(name: str, repository: str) -> tuple[str, ...]:
     """
     parts = tuple(name.split("/"))
     wrong = [part for part in parts if part in ("", ".", "..") or not part.isprintable() or set(part) & ODD]
-    if wrong or len(name) > 1000 or parts[-1] == RECORD or any(len(part.encode()) > 255 for part in parts):
+    if (
+        wrong
+        or len(name) > 1000
+        or len(parts) > 40
+        or parts[-1] == RECORD
+        or any(len(part.encode()) > 255 for part in parts)
+    ):
         raise DownloadError(
             f"{repository} lists a file called {printable(name, 200)!r}, which is no plain name inside its folder. "
             "Nothing of it was written; name the files you want with files= (--files)."
         )
     return parts
+
+
+def _hexadecimal(text: str | None, length: int) -> str:
+    """Return a hash in small letters, or nothing if there is none; it becomes part of file names."""
+    if not text:
+        return ""
+    if not isinstance(text, str) or not re.fullmatch(rf"[0-9a-f]{{{length}}}", text.lower()):
+        raise ValueError(f"{printable(text)} is no hash of {length} digits")
+    return text.lower()
 
 
 def checked_repository(name: str) -> str:

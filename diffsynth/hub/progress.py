@@ -47,6 +47,7 @@ class Progress:
         self._files, self._bytes = len(sizes), sum(sizes)
         self._files_done = self._bytes_done = self._arrived = 0
         self._file = ""
+        self._here = 0  # bytes of that file
         self._on_progress = on_progress
         self._started = time.monotonic()
         self._told = 0.0
@@ -65,11 +66,12 @@ class Progress:
             self._bar.close()
 
     def begin(self, file: str, present: int) -> None:
-        """Say which file comes next, and how many bytes of it are there already."""
-        self._file = file
+        """Say which file comes next, or is tried again, and how many bytes of it are there already."""
+        before = self._here if file == self._file else 0
+        self._file, self._here = file, before
         if self._bar is not None:
             self._bar.set_description(f"{self._files_done + 1}/{self._files} {file.rsplit('/', 1)[-1]}")
-        self._count(present, arrived=0)
+        self._count(present - before, arrived=0)
 
     def moved(self, count: int) -> None:
         """Count bytes that arrived, or that had to be thrown away."""
@@ -83,6 +85,7 @@ class Progress:
 
     def _count(self, count: int, arrived: int) -> None:
         self._bytes_done += count
+        self._here += count
         self._arrived += arrived
         if self._bar is not None:
             self._bar.update(count)

@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffsynth.core.digest import remember_sha256
@@ -30,8 +31,9 @@ class Reuse:
         for folder in folders:
             for where, _, names in os.walk(folder):
                 for path in (Path(where) / name for name in names):
-                    if path.is_file():
-                        self._by_size.setdefault(path.stat().st_size, []).append(path)
+                    with suppress(OSError):
+                        if path.is_file():
+                            self._by_size.setdefault(path.stat().st_size, []).append(path)
 
     def find(self, remote: RemoteFile, repository: str) -> Path | None:
         """Return a file with the right bytes, its hash computed or remembered, or None.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
@@ -24,7 +26,7 @@ from diffsynth.hub.patience import Hiccup, HubDown, NoSuchRange, Refusal, bounde
 from diffsynth.hub.settings import Patience, hugging_face_endpoint, modelscope_endpoint
 
 AGENT = f"diffsynth/{__version__}"
-PIECE = 1 << 18  # bytes that are asked of a connection at a time
+PIECE = 1 << 19  # bytes that are asked of a connection at a time
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529)
 
@@ -121,7 +123,8 @@ class HuggingFace:
                 if answer.status_code >= 400:
                     raise failure(answer.status_code, answer.headers, self.token_variable)
                 yield Head.of(answer.status_code, answer.headers)
-                yield from answer.iter_bytes()
+                plain = answer.headers.get("Content-Encoding", "identity") == "identity"
+                yield from _joined(answer.iter_raw() if plain else answer.iter_bytes())
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -173,7 +176,7 @@ class ModelScope:
                 entries = self._api.list_repo_files(repository, "model", revision=revision or "master")
                 return Listing(
                     tuple(
-                        RemoteFile(entry.path, int(entry.size), (entry.sha256 or "").lower())
+                        RemoteFile(entry.path, int(entry.size), entry.sha256 or "")
                         for entry in entries
                         if not entry.is_dir
                     )
@@ -224,8 +227,7 @@ def failure(status: int, headers: Mapping[str, str], token_variable: str) -> Hic
     if status == 416:
         return NoSuchRange("HTTP 416")
     if status in TRANSIENT:
-        asked = headers.get("Retry-After", "")
-        return Hiccup(f"HTTP {status}", float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else None)
+        return Hiccup(f"HTTP {status}", _seconds(headers.get("Retry-After", "")))
     if status in (401, 403):
         return Refusal(
             f"access refused (HTTP {status}): the repository is not there, or private, or its terms must be accepted "
@@ -234,6 +236,16 @@ def failure(status: int, headers: Mapping[str, str], token_variable: str) -> Hic
     if status in (404, 410):
         return Refusal(f"it is not there (HTTP {status})")
     return Refusal(f"HTTP {status}")
+
+
+def _seconds(text: str) -> float | None:
+    """Return how long a ``Retry-After`` header asks to wait: it holds seconds, or a date."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def probe(source: Source, patience: Patience) -> None:
@@ -264,6 +276,23 @@ def probe(source: Source, patience: Patience) -> None:
 def short(error: BaseException) -> str:
     """Return an error as a few words on one line."""
     return printable(f"{type(error).__name__}: {error}".split("\n")[0], 160)
+
+
+def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Join small pieces, which cost more to hand on than to copy, without holding any back for long."""
+    held: list[bytes] = []
+    size, since = 0, time.monotonic()
+    try:
+        for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= PIECE or time.monotonic() - since > 0.1:
+                yield b"".join(held)
+                held, size, since = [], 0, time.monotonic()
+    except Exception:
+        yield b"".join(held)
+        raise
+    yield b"".join(held)
 
 
 def _wanted(start: int) -> dict[str, str]:

@@ -49,6 +49,8 @@ def fetch(origin: Origin, part: Part, patience: Patience, moved: Moved) -> None:
         Refusal: this hub does not give the right bytes; the message says what it gave.
         OSError: the file cannot be written; what has arrived is kept.
     """
+    if origin.remote.hash_name == "size":
+        logger.warning("%s publishes no hash of %s: only its size is checked.", origin.source.name, part.target)
     for last in (False, True):
         try:
             _fill(origin, part, patience, moved)
@@ -133,6 +135,8 @@ def _check(remote: RemoteFile, part: Part) -> None:
     got = part.hash() if remote.hash_name != "size" else remote.identity
     if got == remote.identity:
         return
+    if got == NOTHING and remote.size == 0:
+        raise WrongBytes(f"the hub lists 0 bytes, and yet {remote.hash_name} {remote.identity}")
     if got == NOTHING:
         raise WrongBytes(f"the server sent an empty file, expected {remote.hash_name} {remote.identity}")
     if remote.sha256 == NOTHING:

@@ -194,6 +194,11 @@ class Reply:
     body: bytes = b""
 
 
+def json_reply(value: object) -> Reply:
+    """Return a value as JSON."""
+    return Reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+
 Answer = Callable[["Fault | None"], Reply]
 
 
@@ -307,7 +312,7 @@ class Handler(BaseHTTPRequestHandler):
         """Return a listing, or a web page in its place."""
         if fault is not None and fault.kind == "portal":
             return Reply(200, {"Content-Type": "text/html"}, b"<html>please log in</html>")
-        return Reply(200, {"Content-Type": "application/json"}, json.dumps(rows).encode())
+        return json_reply(rows)
 
     def send_file(self, entry: Entry, fault: Fault | None, headers: dict[str, str]) -> None:
         """Send a file, or a part of it, as a fault has it."""

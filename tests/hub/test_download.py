@@ -351,3 +351,36 @@ def test_a_part_that_is_longer_than_its_file_is_thrown_away(tmp_path: Path) -> N
 
     with Part(tmp_path / "x", remote) as part:
         assert part.size == 0
+
+
+def test_offline_a_folder_that_was_never_listed_is_missing_as_a_whole(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        download_models("HunyuanDiT-v1.2-Diffusers", local_dir=tmp_path, offline=True)
+
+    assert f"{tmp_path}/HunyuanDiT-v1.2-Diffusers/vae/*: not there" in str(caught.value)
+
+
+def test_verify_goes_by_what_hubs_say_now(hub: Hub, tmp_path: Path) -> None:
+    download_models("HunyuanDiT", "HuggingFace", local_dir=tmp_path)
+    for repository in hub.repositories.values():
+        repository[LOADED[2]] = b"a newer revision"
+
+    download_models("HunyuanDiT", ["ModelScope", "HuggingFace"], local_dir=tmp_path, verify=True)
+
+    assert (tmp_path / "HunyuanDiT" / LOADED[2]).read_bytes() == b"a newer revision"
+
+
+def test_patterns_that_overlap_fetch_a_file_once(hub: Hub, tmp_path: Path) -> None:
+    reports: list[DownloadReport] = []
+
+    found = download_model(
+        "modelscope/HunyuanDiT", ["t2i/mt5/*", LOADED[1]], local_dir=tmp_path, on_progress=reports.append
+    )
+
+    assert len(found) == 2
+    assert reports[-1].bytes_done == reports[-1].bytes == 605_000
+
+
+def test_a_folder_to_reuse_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="which is no folder"):
+        download_models("HunyuanDiT", local_dir=tmp_path, reuse=tmp_path / "nowhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from diffsynth import download_model, download_models
 from diffsynth.errors import DownloadError, InvalidRequest
 from diffsynth.hub import sources
-from diffsynth.hub.patience import HubDown
+from diffsynth.hub.patience import Hiccup, HubDown
 from diffsynth.hub.settings import Patience, described, is_offline
 from tests.hub.standin import FILE, Hub
 
@@ -199,12 +200,36 @@ def test_what_is_no_hub_is_refused(tmp_path: Path) -> None:
         download_models("HunyuanDiT", [], local_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("7", 7.0), ("1.5", 1.5), ("-5", None), ("soon", None), ("", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+)
+def test_a_hub_may_ask_to_wait(text: str, seconds: float | None) -> None:
+    hiccup = sources.failure(429, {"Retry-After": text}, "HF_TOKEN")
+
+    assert isinstance(hiccup, Hiccup)
+    assert hiccup.retry_after == seconds
+
+
 def test_a_proxy_is_probed_in_the_place_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "getproxies", lambda: {"https": "http://127.0.0.1:1"})
     monkeypatch.setattr(sources, "proxy_bypass", lambda host: False)
 
     with pytest.raises(HubDown, match=r"127\.0\.0\.1 cannot be reached"):
         sources.probe(sources.HuggingFace(endpoint="https://hub.invalid"), Patience(probe=1.0))
+
+
+def test_hubs_that_do_not_even_refuse_are_given_up_soon(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: time.sleep(20))
+    started = time.monotonic()
+
+    with pytest.raises(DownloadError) as caught:
+        download_models("HunyuanDiT", local_dir=tmp_path)
+
+    assert time.monotonic() - started < 6
+    assert str(caught.value).count("127.0.0.1 did not answer within 1 s") == 2
 
 
 def test_settings_are_shown_with_their_origin_and_without_tokens(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
