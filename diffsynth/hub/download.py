@@ -9,7 +9,8 @@ from pathlib import Path
 
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.hub.catalog import CatalogModel, Line, model_called
-from diffsynth.hub.job import Item, Options, gather
+from diffsynth.hub.items import Item, Options
+from diffsynth.hub.job import gather
 from diffsynth.hub.listing import checked_repository
 from diffsynth.hub.progress import OnProgress
 from diffsynth.hub.settings import is_offline

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from queue import Empty, Full, Queue
 from typing import TypeVar
 
 from diffsynth.hub.settings import Patience
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SILENT = 2  # attempts that may end in silence, each of which is a long one
-AHEAD = 4  # pieces that may arrive before the first is taken
+AHEAD = 16  # pieces that may arrive before the first is taken
 
 
 class Refusal(Exception):
@@ -107,23 +106,22 @@ def arriving(source: Generator[T, None, None], silence: float) -> Generator[T, N
     Raises:
         Silence: nothing came in that time. What the source raises is raised here too.
     """
-    box: Queue[tuple[str, T | BaseException | None]] = Queue(AHEAD)
-    left = threading.Event()
+    ready = threading.Condition()
+    box: list[tuple[str, T | BaseException | None]] = []
+    left = False
 
     def offer(kind: str, value: T | BaseException | None) -> None:
-        while not left.is_set():
-            try:
-                box.put((kind, value), timeout=0.2)
-            except Full:
-                continue
-            return
+        with ready:
+            ready.wait_for(lambda: len(box) < AHEAD or left)
+            box.append((kind, value))
+            ready.notify_all()
 
     def work() -> None:
         try:
             with closing(source):
                 for item in source:
                     offer("item", item)
-                    if left.is_set():
+                    if left:
                         return
         except BaseException as error:  # noqa: BLE001 - raised again by the other thread
             offer("error", error)
@@ -132,14 +130,19 @@ def arriving(source: Generator[T, None, None], silence: float) -> Generator[T, N
     threading.Thread(target=work, name="diffsynth-hub", daemon=True).start()
     try:
         while True:
-            try:
-                kind, value = box.get(timeout=silence)
-            except Empty:
-                raise Silence(f"no answer for {silence:g} s") from None
-            if isinstance(value, BaseException) and kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value  # type: ignore[misc]
+            with ready:
+                if not ready.wait_for(lambda: box, timeout=silence):
+                    raise Silence(f"no answer for {silence:g} s")
+                batch = tuple(box)  # all at once: waking up costs more than a piece
+                box.clear()
+                ready.notify_all()
+            for kind, value in batch:
+                if isinstance(value, BaseException) and kind == "error":
+                    raise value
+                if kind == "end":
+                    return
+                yield value  # type: ignore[misc]
     finally:
-        left.set()
+        with ready:
+            left = True
+            ready.notify_all()

@@ -26,7 +26,7 @@ from diffsynth.hub.patience import Hiccup, HubDown, NoSuchRange, Refusal, bounde
 from diffsynth.hub.settings import Patience, hugging_face_endpoint, modelscope_endpoint
 
 AGENT = f"diffsynth/{__version__}"
-PIECE = 1 << 19  # bytes that are asked of a connection at a time
+PIECE = 1 << 18  # bytes that are asked of a connection at a time
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529)
 
@@ -124,7 +124,7 @@ class HuggingFace:
                     raise failure(answer.status_code, answer.headers, self.token_variable)
                 yield Head.of(answer.status_code, answer.headers)
                 plain = answer.headers.get("Content-Encoding", "identity") == "identity"
-                yield from _joined(answer.iter_raw() if plain else answer.iter_bytes())
+                yield from answer.iter_raw() if plain else answer.iter_bytes()
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -276,23 +276,6 @@ def probe(source: Source, patience: Patience) -> None:
 def short(error: BaseException) -> str:
     """Return an error as a few words on one line."""
     return printable(f"{type(error).__name__}: {error}".split("\n")[0], 160)
-
-
-def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Join small pieces, which cost more to hand on than to copy, without holding any back for long."""
-    held: list[bytes] = []
-    size, since = 0, time.monotonic()
-    try:
-        for piece in pieces:
-            held.append(piece)
-            size += len(piece)
-            if size >= PIECE or time.monotonic() - since > 0.1:
-                yield b"".join(held)
-                held, size, since = [], 0, time.monotonic()
-    except Exception:
-        yield b"".join(held)
-        raise
-    yield b"".join(held)
 
 
 def _wanted(start: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffsynth.hub.catalog import CATALOG, CatalogModel, Repositories
 from diffsynth.hub.hubs import Hubs
-from diffsynth.hub.job import Options, line_items
+from diffsynth.hub.items import Options, line_items
 from diffsynth.hub.listing import Listing
 from diffsynth.hub.patience import Refusal
 from diffsynth.hub.record import Record, is_right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import close_session
 
 from diffsynth.hub import settings
 from tests.hub.standin import Hub
@@ -30,6 +32,14 @@ def published(seed: int = 0, size: int = 300_000) -> dict[str, bytes]:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow that a connection which was given up on is closed late: its own thread does it, when it wakes up."""
+    late = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(late)
+
+
 @pytest.fixture
 def files() -> dict[str, bytes]:
     """What the hub publishes."""
@@ -45,10 +55,11 @@ def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for name, value in server.env(tmp_path / "caches").items():
             monkeypatch.setenv(name, value)
         yield server
+    close_session()
 
 
 @pytest.fixture(autouse=True)
-def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait for nothing longer than a test should take; for silence only in tests that are about it."""
     silence = 1.0 if any(word in request.node.name for word in ("stall", "silent")) else 20.0
     monkeypatch.setattr(
@@ -59,3 +70,6 @@ def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)  # the clients' own pauses are of seconds
     monkeypatch.setattr("modelscope_hub._legacy_api.time", hurried)
+    yield
+    if silence == 1.0:
+        gc.collect()  # what was given up on belongs to this test
