@@ -48,7 +48,7 @@ def locate_vocabulary(kind: Kind, checkpoint_path: Path, explicit: Path | None =
         looked,
         f"Put the file into one of these places, or give its path as {OPTIONS[kind]}. It belongs to the release of "
         "the weights: of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; "
-        'download_models(["HunyuanDiT"]) tells the repository.',
+        'download_models(["HunyuanDiT"]) fetches both.',
     )
 
 
