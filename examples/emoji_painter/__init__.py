@@ -1,1 +1,11 @@
-"""A small model that paints emoji scenes from Chinese and English prompts: its data and how well it does."""
+"""The small model that comes with the package, from its data to its files; each step is a command.
+
+    python -m examples.emoji_painter.vocabulary build/painter/vocabulary
+    diffsynth train examples/emoji_painter/autoencoder.toml
+    diffsynth train examples/emoji_painter/denoiser.toml
+    diffsynth train examples/emoji_painter/decoder.toml
+    python -m examples.emoji_painter.bundle build/painter/denoiser/final --autoencoder build/painter/decoder/final/...
+    python -m examples.emoji_painter.evaluate --model diffsynth/hub/bundled/HunyuanDiT-Emoji
+
+Needs ``pip install "diffsynth[painter]"`` and the font of Debian's ``fonts-noto-color-emoji``.
+"""

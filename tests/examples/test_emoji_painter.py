@@ -15,7 +15,7 @@ pytest.importorskip("emoji", reason="the package emoji is not installed")
 
 from diffsynth.tokenizers.sentencepiece import SentencePieceTokenizer
 from diffsynth.tokenizers.wordpiece import WordPieceTokenizer
-from diffsynth.training import Dataset
+from diffsynth.training import Dataset, read_config
 from examples.emoji_painter import evaluate
 from examples.emoji_painter.card import card
 from examples.emoji_painter.colors import COLORS
@@ -25,6 +25,8 @@ from examples.emoji_painter.measure import color_of, recognise, recognise_pair
 from examples.emoji_painter.objects import thing, things
 from examples.emoji_painter.scenes import LANGUAGES, ONE, SIDE, TWO, arrange, caption, fill, is_held_out, random_scene
 from examples.emoji_painter.vocabulary import corpus, write_vocabularies
+
+PAINTER = Path(evaluate.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +210,11 @@ def test_evaluation_draws_with_a_model_and_its_figures_make_a_card(toy_files: li
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="clip_text_encoder has no weights"):
         evaluate.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(PAINTER.glob("*.toml")), ids=lambda path: str(path.name))
+def test_the_settings_it_was_trained_with_can_be_read(path: Path) -> None:
+    config = read_config(path)
+
+    assert config.data.source == "examples.emoji_painter.dataset:scenes"
+    assert config.data.size == SIDE
