@@ -78,7 +78,9 @@ class AutoencoderTraining:
             batch: pictures.
             generator: on the CPU.
         """
-        values = crop(batch.pixels, self.job.crop, generator) if self.job.crop else batch.pixels
+        values = batch.pixels
+        if self.job.crop:
+            values = crop(values, self.job.crop, self.vae.config.downscale, generator)
         pixels = to_pixels(values.to(self.device))
         with torch.set_grad_enabled(self.learns_latents):
             posterior = self.vae.encode(pixels)
@@ -170,19 +172,25 @@ def _levels(encoder: nn.Module, pixels: Tensor) -> Iterator[Tensor]:
         yield hidden.float()
 
 
-def crop(pixels: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Cut a square out of each picture, anywhere: (B, 3, H, W) to (B, 3, side, side).
+def crop(pixels: Tensor, side: int, step: int, generator: torch.Generator) -> Tensor:
+    """Cut a square out of each picture, anywhere on a grid: (B, 3, H, W) to (B, 3, side, side).
 
     The rows' places are drawn first, all at once, then the columns'.
+
+    Args:
+        pixels: pictures.
+        side: of the square; a shorter side of the picture stays whole.
+        step: pixels of the grid; with those of a latent, a crop's latents are like those of the whole picture.
+        generator: gives the places.
     """
     height, width = pixels.shape[-2:]
     side_high, side_wide = min(side, height), min(side, width)
-    tops = torch.randint(height - side_high + 1, (len(pixels),), generator=generator).tolist()
-    lefts = torch.randint(width - side_wide + 1, (len(pixels),), generator=generator).tolist()
+    tops = step * torch.randint((height - side_high) // step + 1, (len(pixels),), generator=generator)
+    lefts = step * torch.randint((width - side_wide) // step + 1, (len(pixels),), generator=generator)
     return torch.stack(
         [
             image[:, top : top + side_high, left : left + side_wide]
-            for image, top, left in zip(pixels, tops, lefts, strict=True)
+            for image, top, left in zip(pixels, tops.tolist(), lefts.tolist(), strict=True)
         ]
     )
 

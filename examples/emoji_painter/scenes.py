@@ -13,9 +13,11 @@ from examples.emoji_painter.glyphs import sized
 from examples.emoji_painter.objects import Thing, things, with_article
 
 SIDE = 128
-MARGIN = 3
-SINGLE_SIZES = (72, 104)  # longer side in pixels, from and to
-PAIR_SIZES = (50, 60)
+MARGIN = 2
+CELL = 8  # objects stand on a grid of so many pixels, those of a latent: a small network learns them sooner
+SINGLE_SIZES = (72, 88, 104)  # longer side in pixels
+PAIR_SIZES = (48, 56)
+PAIR_RISE = 12  # pixels that an object of a pair may stand above or below the middle
 LANGUAGES = ("en", "zh")
 HELD_OUT_PERCENT = 15
 
@@ -116,16 +118,21 @@ class Scene:
 def arrange(objects: tuple[Thing, ...], color: Color, rng: Random) -> Scene:
     """Return a scene of one object, or of two side by side, each in its half; ``rng`` gives sizes and positions."""
     if len(objects) == 1:
-        size = rng.randint(*SINGLE_SIZES)
-        reach = SIDE // 2 - MARGIN - (size + 1) // 2
-        x, y = (SIDE // 2 + rng.randint(-reach, reach) for _ in "xy")
+        size = rng.choice(SINGLE_SIZES)
+        reach = (SIDE - size) // 2 - MARGIN
+        x, y = (SIDE // 2 + _on_grid(reach, rng) for _ in "xy")
         return Scene((Placed(objects[0], size, x, y),), color)
     placed = []
     for thing, middle in zip(objects, (SIDE // 4, SIDE - SIDE // 4), strict=True):
-        size = rng.randint(*PAIR_SIZES)
-        reach = SIDE // 4 - 2 - (size + 1) // 2
-        placed.append(Placed(thing, size, middle + rng.randint(-reach, reach), SIDE // 2 + rng.randint(-12, 12)))
+        size = rng.choice(PAIR_SIZES)
+        x = middle + _on_grid((SIDE // 2 - size) // 2 - MARGIN, rng)
+        placed.append(Placed(thing, size, x, SIDE // 2 + _on_grid(PAIR_RISE, rng)))
     return Scene(tuple(placed), color)
+
+
+def _on_grid(reach: int, rng: Random) -> int:
+    """Return a random step from the middle, of whole cells."""
+    return CELL * rng.randint(-(reach // CELL), reach // CELL)
 
 
 def is_held_out(objects: tuple[Thing, ...], color: Color) -> bool:

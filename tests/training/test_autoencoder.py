@@ -87,8 +87,8 @@ def test_one_step_is_the_step_written_plainly_with_diffusers(tmp_path: Path) -> 
 
 
 def test_the_loss_falls_on_a_toy(tmp_path: Path) -> None:
-    config = autoencoder_config(tmp_path / "run", steps=40, optimizer=OptimizerConfig(learning_rate=5e-3, ema=0.8))
-    config = replace(config, record=replace(config.record, sample_every=20, checkpoint_every=100))
+    config = autoencoder_config(tmp_path / "run", steps=80, optimizer=OptimizerConfig(learning_rate=5e-3, ema=0.8))
+    config = replace(config, record=replace(config.record, sample_every=40, checkpoint_every=100))
     losses: list[float] = []
 
     train(config, on_step=lambda report: losses.append(report.values["loss"]))
@@ -131,16 +131,18 @@ def test_a_new_posterior_starts_narrow(tmp_path: Path) -> None:
     assert std.flatten().tolist() == pytest.approx([math.exp(-2)] * std.numel())
 
 
-def test_crops_are_cut_out_of_the_picture_where_the_generator_says() -> None:
+@pytest.mark.parametrize("step", [1, 2])
+def test_crops_are_cut_out_of_the_picture_where_the_generator_says(step: int) -> None:
     pixels = torch.arange(2 * 3 * 8 * 10).view(2, 3, 8, 10)
     generator, same = (torch.Generator().manual_seed(4) for _ in range(2))
 
-    cut = crop(pixels, 5, generator)
+    cut = crop(pixels, 5, step, generator)
 
-    tops, lefts = (torch.randint(high, (2,), generator=same).tolist() for high in (4, 6))
-    assert torch.equal(cut[1], pixels[1, :, tops[1] : tops[1] + 5, lefts[1] : lefts[1] + 5])
+    places = (3 // step + 1, 5 // step + 1)
+    top, left = (step * int(torch.randint(count, (2,), generator=same)[1]) for count in places)
+    assert torch.equal(cut[1], pixels[1, :, top : top + 5, left : left + 5])
     assert cut.shape == (2, 3, 5, 5)
-    assert crop(pixels, 100, generator).shape == pixels.shape
+    assert crop(pixels, 100, step, generator).shape == pixels.shape
 
 
 def test_a_shift_in_colour_has_no_gradient_error_and_an_edge_has() -> None:
