@@ -20,7 +20,6 @@ PACKAGES = (
     "safetensors",
     "sentencepiece",
     "huggingface_hub",
-    "modelscope",
     "modelscope-hub",
     "pillow",
     "numpy",
@@ -64,7 +63,7 @@ def _facts() -> dict[str, dict[str, Any]]:
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": machine,
         "settings": {name: os.environ.get(name, "(not set)") for name in VARIABLES},
-        "downloads": {name: f"{value} ({origin})" for name, value, origin in described()},
+        "downloads": {name: f"{value} ({origin})" if origin else value for name, value, origin in described()},
         "files": {"remembered hashes": str(record_path())},
     }
 

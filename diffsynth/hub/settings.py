@@ -102,7 +102,7 @@ def described() -> Iterator[tuple[str, str, str]]:
             yield name, str(value()), "HF_HUB_OFFLINE"
         elif name in HIDDEN:
             saved = str(value())
-            yield name, "(hidden)" if saved else "(not set)", saved or "default"
+            yield name, "(hidden)" if saved else "(not set)", saved
         else:
             yield name, str(value()), "default"
 
