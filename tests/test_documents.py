@@ -22,8 +22,8 @@ from examples.random_models import write_models
 REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 BUNDLED = "HunyuanDiT-Emoji"
-ARGUMENTS = {"random_models.py": ["random"]}
-LONGER = ("random_models.py", "contact_sheet.py")  # programs more than examples
+ARGUMENTS = {"random_models.py": ["random"], "random_stable_diffusion.py": ["random"]}
+LONGER = ("random_models.py", "random_stable_diffusion.py", "contact_sheet.py")  # programs more than examples
 SMALLER = (
     ('device="cuda"', 'device="cpu"'),
     ("torch.float16", "torch.float32"),
