@@ -1,8 +1,8 @@
 """How CLIP's text encoders are recognised and how their names become ours.
 
-Three spellings: that of the transformers library, the same without its outer level, and that of OpenCLIP, which keeps
-query, key and value in one tensor and the projection transposed: as that is square, forgetting it shows nowhere but in
-the images.
+Three spellings: that of the transformers library, the same without its outer level, as its newer versions save it, and
+that of OpenCLIP, which keeps query, key and value in one tensor and the projection transposed: as that is square,
+forgetting it shows nowhere but in the images.
 """
 
 from __future__ import annotations

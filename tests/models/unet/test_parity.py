@@ -130,7 +130,7 @@ def test_the_converter_of_diffusers_reads_our_single_files(theirs: Any, tmp_path
     assert all(torch.equal(converted[key], tensor) for key, tensor in expected.items())
 
 
-@pytest.mark.parametrize("layout", [layout.name for layout in unet.LAYOUTS])
+@pytest.mark.parametrize("layout", [layout.name for layout in unet.FAMILY.layouts])
 def test_every_layout_gives_the_same_network(theirs: Any, layout: str, tmp_path: Path) -> None:
     network = load(theirs, tmp_path)
     state = to_layout(network, unet.FAMILY.layout(layout), network.config)
