@@ -97,7 +97,11 @@ class ClipText(nn.Module):
         not know what they are.
         """
         with torch.device("cpu"):
-            twin = ClipText(replace(self.config, num_layers=1, vocab_size=1, end_token=0, mlp_size=1))
+            twin = ClipText(
+                replace(
+                    self.config, hidden_size=self.config.head_dim, num_layers=1, vocab_size=1, end_token=0, mlp_size=1
+                )
+            )
         copy_buffers(twin, self, next(self.parameters()).device)
 
     def _run(self, token_ids: Tensor, extra_tokens: Tensor | None) -> Any:

@@ -6,9 +6,9 @@ the places where an output is put aside or fetched, in one row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from diffsynth.core.convert import CONV1X1_TO_LINEAR, SAME, Op, Rename, Rules, keep
+from diffsynth.core.convert import CONV1X1_TO_LINEAR, SAME, Op, Rename, Rule, Rules, keep
 from diffsynth.models.unet.config import UNetConfig
 
 HALF_SLOTS = 2  # of a downsampler in DiffSynth's row: itself, and its output put aside
@@ -40,17 +40,7 @@ def ldm(config: UNetConfig) -> Rules:
     return (
         *_ends("time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2"),
         *_label("label_emb.0.0", "label_emb.0.2"),
-        *(
-            rule
-            for ours, theirs in _ldm_places(config)
-            for rule in (
-                _transformer(theirs, ours, op)
-                if "attentions" in ours
-                else _resnet(theirs, ours, _LDM_RESNET)
-                if "resnets" in ours
-                else (Rename(theirs, ours),)
-            )
-        ),
+        *_layers(_ldm_places(config), op, _LDM_RESNET, _BLOCK),
     )
 
 
@@ -59,17 +49,7 @@ def diffsynth(config: UNetConfig) -> Rules:
     return (
         *_ends("time_embedding.0", "time_embedding.2", "conv_in", "conv_norm_out", "conv_out"),
         *_label("add_time_embedding.0", "add_time_embedding.2"),
-        *(
-            rule
-            for ours, theirs in _diffsynth_places(config)
-            for rule in (
-                _transformer(theirs, ours, SAME, _DIFFSYNTH_BLOCK)
-                if "attentions" in ours
-                else _resnet(theirs, ours)
-                if "resnets" in ours
-                else (Rename(f"{theirs}.conv", ours),)
-            )
-        ),
+        *_layers(_diffsynth_places(config), SAME, _RESNET, _DIFFSYNTH_BLOCK),
     )
 
 
@@ -113,6 +93,17 @@ def _label(first: str, second: str) -> Rules:
     return (Rename(first, "add_embedding.linear_1"), Rename(second, "add_embedding.linear_2"))
 
 
+def _layers(places: Iterable[tuple[str, str]], op: Op, resnet: dict[str, str], block: dict[str, str]) -> Iterator[Rule]:
+    """Yield the rules of residual blocks, transformers and samplers, given our place and theirs of each."""
+    for ours, theirs in places:
+        if ".resnets." in ours:
+            yield from _resnet(theirs, ours, resnet)
+        elif ".attentions." in ours:
+            yield from _transformer(theirs, ours, op, block)
+        else:
+            yield Rename(theirs, ours)
+
+
 def _resnet(theirs: str, ours: str, layers: dict[str, str] = _RESNET) -> Rules:
     return tuple(Rename(f"{theirs}.{their}", f"{ours}.{our}") for our, their in layers.items())
 
@@ -153,7 +144,9 @@ def _ldm_places(config: UNetConfig) -> Iterator[tuple[str, str]]:
 
 def _diffsynth_places(config: UNetConfig) -> Iterator[tuple[str, str]]:
     """Yield the place of each layer in our names and in DiffSynth's row."""
-    return ((ours, f"blocks.{number}") for number, ours in enumerate(_row(config)) if ours)
+    for number, ours in enumerate(_row(config)):
+        if ours:
+            yield ours, f"blocks.{number}.conv" if ours.endswith(".conv") else f"blocks.{number}"
 
 
 def _row(config: UNetConfig) -> Iterator[str]:
