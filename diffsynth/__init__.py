@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffsynth.core.checkpoint import open_checkpoint
     from diffsynth.errors import DiffSynthError
-    from diffsynth.hub.download import download_models
+    from diffsynth.hub.download import download_model, download_models
     from diffsynth.manager import ModelManager
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.recipe import save_image
@@ -24,6 +24,7 @@ __all__ = [
     "HunyuanDiTImagePipeline",
     "ModelManager",
     "__version__",
+    "download_model",
     "download_models",
     "open_checkpoint",
     "save_image",
@@ -33,6 +34,7 @@ _HOMES = {
     "DiffSynthError": "diffsynth.errors",
     "HunyuanDiTImagePipeline": "diffsynth.pipelines.hunyuan_dit.pipeline",
     "ModelManager": "diffsynth.manager",
+    "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
     "open_checkpoint": "diffsynth.core.checkpoint",
     "save_image": "diffsynth.pipelines.recipe",

@@ -14,6 +14,7 @@ from examples.random_models import write_models
 
 # Toy networks are slower on several threads than on one, in the processes that tests start too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["DIFFSYNTH_OFFLINE"] = "1"  # no test asks a real hub; those about hubs bring their own
 torch.set_num_threads(1)
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from diffsynth import HunyuanDiTImagePipeline, ModelManager, download_models, open_checkpoint
 from diffsynth.cli import run
 from diffsynth.hub.bundled import files_of
-from diffsynth.hub.catalog import CATALOG, TOKENIZERS
+from diffsynth.hub.catalog import CATALOG
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def card(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def manager(folder: Path) -> ModelManager:
-    paths = [folder / "models" / name for name in CATALOG[MODEL_ID]]
+    paths = [folder / "models" / name for name in CATALOG[MODEL_ID].weights]
     return ModelManager(torch.float32, device="cpu", file_path_list=paths)
 
 
@@ -116,8 +116,9 @@ def test_it_is_put_in_place_without_network(tmp_path: Path, monkeypatch: pytest.
 
     found = download_models([MODEL_ID], local_dir=tmp_path)
 
-    assert found == [tmp_path / name for name in CATALOG[MODEL_ID]]
-    for name in (*CATALOG[MODEL_ID], *TOKENIZERS[MODEL_ID], f"{MODEL_ID}/card.json", f"{MODEL_ID}/LICENSE"):
+    assert found == [tmp_path / name for name in CATALOG[MODEL_ID].weights]
+    beside = (f"{MODEL_ID}/card.json", f"{MODEL_ID}/LICENSE")
+    for name in (*CATALOG[MODEL_ID].weights, *CATALOG[MODEL_ID].vocabularies, *beside):
         assert (tmp_path / name).is_file()
 
 
@@ -125,7 +126,7 @@ def test_it_is_small_and_in_half_precision_and_tells_how_it_was_trained(folder: 
     files = [path for path in (folder / "models" / MODEL_ID).rglob("*") if path.is_file()]
 
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
-    for name in CATALOG[MODEL_ID]:
+    for name in CATALOG[MODEL_ID].weights:
         checkpoint = open_checkpoint(folder / "models" / name)
         assert {spec.dtype for spec in checkpoint.header.values()} == {torch.float16}
         assert not checkpoint.nonfinite()

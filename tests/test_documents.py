@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from diffsynth import download_models
 from diffsynth.cli import run
 from diffsynth.hub.bundled import files_of
 from examples.random_models import write_models
+from tests.hub.standin import Hub
 
 REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -49,10 +51,21 @@ def smaller(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with toy models where download_models puts the real ones."""
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """Both hubs, with toy models in the place of the published ones."""
+    published = tmp_path_factory.mktemp("published")
+    write_models(published)
+    files: dict[str, bytes | Path] = {
+        path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()
+    }
+    with Hub({"modelscope/HunyuanDiT": files, "Tencent-Hunyuan/HunyuanDiT": files}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data to train on; the models are fetched to it before the first document runs."""
     root = tmp_path_factory.mktemp("documents")
-    write_models(root / "models" / "HunyuanDiT")
     for _, text in blocks("toml"):
         (root / text.splitlines()[0].removeprefix("# ")).write_text(smaller(text), "utf-8")
     write_pictures(root / "pictures")
@@ -70,9 +83,26 @@ def write_pictures(folder: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_folder(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("DIFFSYNTH_CACHE", str(folder / "cache"))
+    for name in ("HF_HUB_OFFLINE", "DIFFSYNTH_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in hub.env(folder / "cache").items():
+        monkeypatch.setenv(name, value)
+    download_models(["HunyuanDiT"])
+
+
+def test_the_first_script_runs_from_an_empty_folder_to_a_picture(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = next(text for name, text in blocks("python") if name == "python-1")
+    hub.log.clear()
+
+    run_python(script)
+
+    assert (tmp_path / smaller("image_1024.png")).is_file()
+    assert len([request for request in hub.requests("cdn/ms") if request.status == 200]) >= 4
 
 
 def skip_without_its_model(text: str) -> None:
@@ -104,7 +134,7 @@ def test_examples_run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
     run_python(text)
 
-    assert set(folder.rglob("*")) != before
+    assert path.name == "download.py" or set(folder.rglob("*")) != before  # what it fetches is there already
 
 
 def test_an_example_is_one_idea_in_few_lines() -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``diffsynth inspect | generate | train | env``. One file per command.
+"""The command line: ``diffsynth download | list | inspect | generate | train | env``. One file per command.
 
 Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this folder prints.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import env, generate, inspect, train
+from diffsynth.cli import download, env, generate, inspect, listing, train
 from diffsynth.cli.options import State, print_anything
 from diffsynth.errors import Cancelled, DiffSynthError
 
@@ -73,6 +73,8 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 for _name, _command in (
+    ("download", download.download),
+    ("list", listing.list_models),
     ("inspect", inspect.inspect),
     ("generate", generate.generate),
     ("train", train.train),

@@ -21,6 +21,7 @@ PACKAGES = (
     "sentencepiece",
     "huggingface_hub",
     "modelscope",
+    "modelscope-hub",
     "pillow",
     "numpy",
 )
@@ -39,7 +40,7 @@ def env(
     for group, values in facts.items():
         print(group)
         for name, value in values.items():
-            print(f"  {name:<22} {value}")
+            print(f"  {name:<26} {value}")
 
 
 def _facts() -> dict[str, dict[str, Any]]:
@@ -47,6 +48,7 @@ def _facts() -> dict[str, dict[str, Any]]:
 
     from diffsynth.core.digest import record_path
     from diffsynth.core.placement import best_device
+    from diffsynth.hub.settings import described
 
     device = best_device()
     machine: dict[str, Any] = {
@@ -62,6 +64,7 @@ def _facts() -> dict[str, dict[str, Any]]:
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": machine,
         "settings": {name: os.environ.get(name, "(not set)") for name in VARIABLES},
+        "downloads": {name: f"{value} ({origin})" for name, value, origin in described()},
         "files": {"remembered hashes": str(record_path())},
     }
 

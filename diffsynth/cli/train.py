@@ -39,13 +39,13 @@ def train(
 
     sys.path.insert(0, str(Path.cwd()))  # for data that the config names as module:function
     settings = read_config(config)
-    with _stopping() as on_step:
+    with _stopping(steps) as on_step:
         final = train(settings, folder=folder, steps=steps, resume=resume, on_step=on_step)
     print(final)
 
 
 @contextmanager
-def _stopping() -> Iterator[Callable[[StepReport], None]]:
+def _stopping(until: int | None) -> Iterator[Callable[[StepReport], None]]:
     """Report progress, and let the first Ctrl-C or request to terminate stop after the current step."""
     asked = False
     last = 0.0
@@ -60,7 +60,7 @@ def _stopping() -> Iterator[Callable[[StepReport], None]]:
     def on_step(report: StepReport) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last > SECONDS_BETWEEN_LINES or report.step == report.steps or asked:
+        if now - last > SECONDS_BETWEEN_LINES or report.step == (until or report.steps) or asked:
             last = now
             print(_line(report), flush=True)
         if asked:

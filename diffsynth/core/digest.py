@@ -27,22 +27,39 @@ def record_path() -> Path:
     return caches / "diffsynth" / "sha256.json"
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, *, again: bool = False) -> str:
     """Return the sha256 of a file in hex; a file of the same size and time as before is not read again.
+
+    Args:
+        path: the file.
+        again: read it in any case.
 
     Raises:
         OSError: the file cannot be read.
     """
     path = path.resolve()
-    stat = path.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns]
-    record = _load()
-    known = record.get(str(path))
-    if isinstance(known, dict) and known.get("stamp") == stamp and "sha256" in known:
+    stamp = _stamp(path)
+    known = _load().get(str(path))
+    if not again and isinstance(known, dict) and known.get("stamp") == stamp and "sha256" in known:
         return str(known["sha256"])
     digest = _digest(path)
     _remember(str(path), {"stamp": stamp, "sha256": digest})
     return digest
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Remember the sha256 of a file that was computed while it was written.
+
+    Raises:
+        OSError: the file is not there.
+    """
+    path = path.resolve()
+    _remember(str(path), {"stamp": _stamp(path), "sha256": digest})
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _digest(path: Path) -> str:

@@ -1,38 +1,202 @@
-"""The models that can be asked for by name: one line per file, relative to the folder of downloaded models."""
+"""The models that can be asked for by name: one line per file, or per folder of files.
+
+A line says which repositories have the file, its name there, and the folder it goes to below the folder of downloaded
+models. Sizes and hashes are not written here: the hubs tell them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 
-# In the order that load_models wants them; tokenizers are found by the text encoders and are not loaded themselves.
-CATALOG: Mapping[str, tuple[str, ...]] = MappingProxyType(
+from diffsynth.errors import InvalidRequest, printable
+
+SAFE = ".safetensors"
+WEIGHTS = (SAFE, ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+
+Repositories = Mapping[str, str]  # hub → repository
+
+
+@dataclass(frozen=True)
+class Line:
+    """A file of a model, or several by a pattern such as ``vae/*``.
+
+    Attributes:
+        repositories: hub → the repository that has it there; none if it comes with the package.
+        path: its name in the repository.
+        folder: where it goes, below the folder of downloaded models; sub-folders of ``path`` are kept.
+        loads: whether ``load_models`` wants it; vocabularies are found by the text encoders themselves.
+        prefer: a suffix; where a folder has files that end so, weights in other formats are left out.
+        revision: a branch, tag or commit; None is the newest.
+    """
+
+    repositories: Repositories
+    path: str
+    folder: str
+    loads: bool = True
+    prefer: str = ""
+    revision: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it goes, below the folder of downloaded models."""
+        return f"{self.folder}/{self.path}"
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the listing of the repository decides which files are meant."""
+        return any(char in self.path for char in "*?[")
+
+
+@dataclass(frozen=True)
+class CatalogModel:
+    """A model and its files.
+
+    Attributes:
+        about: what it is, in a few words.
+        lines: its files, in the order that ``load_models`` wants them.
+        as_folder: a folder that ``load_models`` gets in place of the single files.
+        bundled: whether it comes with the package, so that no hub is asked for it.
+    """
+
+    about: str
+    lines: tuple[Line, ...]
+    as_folder: str | None = None
+    bundled: bool = False
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The places of what ``load_models`` wants, below the folder of downloaded models."""
+        return tuple(line.place for line in self.lines if line.loads)
+
+    @property
+    def vocabularies(self) -> tuple[str, ...]:
+        """The places of the other files."""
+        return tuple(line.place for line in self.lines if not line.loads)
+
+
+def same(name: str) -> Repositories:
+    """Return a repository that is called the same on both hubs; one that lacks it is passed over."""
+    return {"ModelScope": name, "HuggingFace": name}
+
+
+def _published(folder: str, main: Repositories, denoiser: Repositories | None = None) -> tuple[Line, ...]:
+    """The files of one HunyuanDiT as Tencent published it, the denoiser from a repository of its own if need be."""
+    dit = (
+        Line(main, "t2i/model/pytorch_model_ema.pt", folder)
+        if denoiser is None
+        else Line(denoiser, "pytorch_model_distill.pt", f"{folder}/t2i/model")
+    )
+    return (
+        Line(main, "t2i/clip_text_encoder/pytorch_model.bin", folder),
+        Line(main, "t2i/mt5/pytorch_model.bin", folder),
+        dit,
+        Line(main, "t2i/sdxl-vae-fp16-fix/diffusion_pytorch_model.bin", folder),
+        Line(main, "t2i/tokenizer/vocab.txt", folder, loads=False),
+        Line(main, "t2i/mt5/spiece.model", folder, loads=False),
+    )
+
+
+def _diffusers(name: str) -> CatalogModel:
+    """A repository in the layout of Diffusers; which files its folders hold, its listing says."""
+    main = same(f"Tencent-Hunyuan/{name}")
+    parts = ("transformer", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2")
+    lines = (Line(main, "model_index.json", name), *(Line(main, f"{part}/*", name, prefer=SAFE) for part in parts))
+    return CatalogModel("in the layout of Diffusers", lines, as_folder=name)
+
+
+def _bundled(name: str, about: str) -> CatalogModel:
+    """A model of HunyuanDiT's kind that comes with the package, in the published folders."""
+    weights = (
+        "clip_text_encoder/pytorch_model",
+        "mt5/pytorch_model",
+        "model/pytorch_model_ema",
+        "sdxl-vae-fp16-fix/diffusion_pytorch_model",
+    )
+    lines = (
+        *(Line({}, f"t2i/{path}{SAFE}", name) for path in weights),
+        *(Line({}, f"t2i/{path}", name, loads=False) for path in ("tokenizer/vocab.txt", "mt5/spiece.model")),
+    )
+    return CatalogModel(about, lines, bundled=True)
+
+
+V1_0 = {"ModelScope": "modelscope/HunyuanDiT", "HuggingFace": "Tencent-Hunyuan/HunyuanDiT"}
+V1_1 = same("Tencent-Hunyuan/HunyuanDiT-v1.1")
+V1_2 = same("Tencent-Hunyuan/HunyuanDiT-v1.2")
+LORA = same("Tencent-Hunyuan/HYDiT-LoRA")
+IP_ADAPTER = same("Tencent-Hunyuan/IP-Adapter")
+VAE_FIX = {"ModelScope": "AI-ModelScope/sdxl-vae-fp16-fix", "HuggingFace": "madebyollin/sdxl-vae-fp16-fix"}
+
+CATALOG: Mapping[str, CatalogModel] = MappingProxyType(
     {
-        "HunyuanDiT": (
-            "HunyuanDiT/t2i/clip_text_encoder/pytorch_model.bin",
-            "HunyuanDiT/t2i/mt5/pytorch_model.bin",
-            "HunyuanDiT/t2i/model/pytorch_model_ema.pt",
-            "HunyuanDiT/t2i/sdxl-vae-fp16-fix/diffusion_pytorch_model.bin",
+        "HunyuanDiT-Emoji": _bundled("HunyuanDiT-Emoji", "small, draws emoji; comes with the package"),
+        "HunyuanDiT": CatalogModel("version 1.0", _published("HunyuanDiT", V1_0)),
+        "HunyuanDiT-v1.1": CatalogModel("version 1.1", _published("HunyuanDiT-v1.1", V1_1)),
+        "HunyuanDiT-v1.2": CatalogModel("version 1.2", _published("HunyuanDiT-v1.2", V1_2)),
+        "HunyuanDiT-Distilled": CatalogModel(
+            "version 1.0, for fewer steps", _published("HunyuanDiT", V1_0, same("Tencent-Hunyuan/Distillation"))
         ),
-        "HunyuanDiT-Emoji": (
-            "HunyuanDiT-Emoji/t2i/clip_text_encoder/pytorch_model.safetensors",
-            "HunyuanDiT-Emoji/t2i/mt5/pytorch_model.safetensors",
-            "HunyuanDiT-Emoji/t2i/model/pytorch_model_ema.safetensors",
-            "HunyuanDiT-Emoji/t2i/sdxl-vae-fp16-fix/diffusion_pytorch_model.safetensors",
+        "HunyuanDiT-v1.1-Distilled": CatalogModel(
+            "version 1.1, for fewer steps",
+            _published("HunyuanDiT-v1.1", V1_1, same("Tencent-Hunyuan/Distillation-v1.1")),
         ),
+        "HunyuanDiT-v1.2-Distilled": CatalogModel(
+            "version 1.2, for fewer steps",
+            _published("HunyuanDiT-v1.2", V1_2, same("Tencent-Hunyuan/Distillation-v1.2")),
+        ),
+        **{
+            f"HunyuanDiT-{version}-ControlNet-{kind.title()}": CatalogModel(
+                f"ControlNet of version {version[1:]}: {kind}",
+                (
+                    Line(
+                        same(f"Tencent-Hunyuan/HYDiT-ControlNet-{version}"),
+                        f"pytorch_model_{kind}_distill.pt",
+                        f"HunyuanDiT-{version}/t2i/controlnet",
+                    ),
+                ),
+            )
+            for version in ("v1.1", "v1.2")
+            for kind in ("canny", "depth", "pose")
+        },
+        **{
+            f"HunyuanDiT-LoRA-{style.title()}": CatalogModel(
+                f"LoRA: {style}", (Line(LORA, f"{style}/*", "HunyuanDiT-LoRA"),), as_folder=f"HunyuanDiT-LoRA/{style}"
+            )
+            for style in ("porcelain", "jade")
+        },
+        "HunyuanDiT-IP-Adapter": CatalogModel(
+            "pictures as prompts",
+            (
+                Line(IP_ADAPTER, "ipa.pt", "HunyuanDiT-IP-Adapter"),
+                Line(IP_ADAPTER, "clip_img_encoder.pt", "HunyuanDiT-IP-Adapter"),
+            ),
+        ),
+        "SDXL-vae-fp16-fix": CatalogModel(
+            "the autoencoder of SDXL, safe in half precision",
+            (Line(VAE_FIX, "diffusion_pytorch_model.safetensors", "sdxl-vae-fp16-fix"),),
+        ),
+        "HunyuanDiT-Diffusers": _diffusers("HunyuanDiT-Diffusers"),
+        "HunyuanDiT-v1.1-Diffusers": _diffusers("HunyuanDiT-v1.1-Diffusers"),
+        "HunyuanDiT-v1.1-Diffusers-Distilled": _diffusers("HunyuanDiT-v1.1-Diffusers-Distilled"),
+        "HunyuanDiT-v1.2-Diffusers": _diffusers("HunyuanDiT-v1.2-Diffusers"),
+        "HunyuanDiT-v1.2-Diffusers-Distilled": _diffusers("HunyuanDiT-v1.2-Diffusers-Distilled"),
     }
 )
 
-TOKENIZERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "HunyuanDiT": ("HunyuanDiT/t2i/tokenizer/vocab.txt", "HunyuanDiT/t2i/mt5/spiece.model"),
-        "HunyuanDiT-Emoji": ("HunyuanDiT-Emoji/t2i/tokenizer/vocab.txt", "HunyuanDiT-Emoji/t2i/mt5/spiece.model"),
-    }
-)
 
-REPOSITORIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"HunyuanDiT": {"ModelScope": "modelscope/HunyuanDiT", "HuggingFace": "Tencent-Hunyuan/HunyuanDiT"}}
-)
+def model_called(name: str) -> CatalogModel:
+    """Return a model of the catalogue.
 
-# These come with the package, so no hub is asked for them.
-BUNDLED = frozenset({"HunyuanDiT-Emoji"})
+    Raises:
+        InvalidRequest: there is none of this name; the message has the nearest.
+    """
+    if name in CATALOG:
+        return CATALOG[name]
+    by_lower = {known.lower(): known for known in CATALOG}
+    close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    near = [by_lower[each] for each in close] or ["HunyuanDiT"]
+    raise InvalidRequest(
+        f"there is no model called {printable(name)!r}. Known are: {', '.join(near)}; `diffsynth list` shows all."
+    )

@@ -27,7 +27,7 @@ OPTIONS: dict[Kind, str] = {
 }
 _HUNYUAN_DIT = (
     "of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; "
-    'download_models(["HunyuanDiT"]) tells the repository'
+    'download_models(["HunyuanDiT"]) fetches both'
 )
 RELEASES: dict[Kind, str] = {
     "wordpiece": _HUNYUAN_DIT,

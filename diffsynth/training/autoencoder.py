@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffsynth.core.saving import save_network
+from diffsynth.errors import InvalidRequest
 from diffsynth.models import autoencoder_kl
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL, Posterior, SpatialAttention
 from diffsynth.nn.resnet import ResnetBlock
@@ -25,6 +26,7 @@ from diffsynth.training.record import sheet
 
 FILE = "sdxl-vae-fp16-fix/diffusion_pytorch_model.safetensors"
 SCALES = 3  # sizes at which gradients are compared
+PIXEL_CHANNELS = 3
 MEASURED = 64  # pictures that tell mean and spread of the latents
 
 
@@ -41,6 +43,7 @@ class AutoencoderTraining:
     def __init__(self, config: TrainingConfig, job: AutoencoderJob, pictures: Pictures, device: torch.device) -> None:
         self.job, self.pictures, self.device = job, pictures, device
         self.vae = make_network(autoencoder_kl.FAMILY, job.network, AutoencoderKL, config.seed)
+        self._check_sizes()
         if not isinstance(job.network, str):
             set_log_variance(self.vae, job.initial_log_variance)
         self.learns_latents = job.learns == "all"
@@ -119,6 +122,17 @@ class AutoencoderTraining:
             "networks": {"autoencoder_kl": {"parameters": count, "config": asdict(self.vae.config)}},
             "data": {"pictures": len(self.pictures), "sha256": self.pictures.digest},
         }
+
+    def _check_sizes(self) -> None:
+        config = self.vae.config
+        if config.in_channels != PIXEL_CHANNELS:
+            raise InvalidRequest(f"the autoencoder has {config.in_channels} in_channels; pictures have 3.")
+        self.pictures.check_sides(config.downscale)
+        if self.job.crop % config.downscale:
+            raise InvalidRequest(
+                f"autoencoder.crop: must be a multiple of {config.downscale}, the pixels of one latent, "
+                f"not {self.job.crop}."
+            )
 
     def _there_and_back(self, number: int) -> tuple[Tensor, Tensor]:
         pixels = to_pixels(self.pictures.picture(number)[0][None].to(self.device))

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from diffsynth.errors import InvalidRequest
-
-
-def _number(default: Any = MISSING, *, low: float = float("-inf"), high: float = float("inf")) -> Any:
-    """Declare a number that must lie in a closed range."""
-    metadata = {"range": (low, high)}
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+from diffsynth.training.settings import checked_values, number, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +34,16 @@ class DataConfig:
     source: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
-    size: int = _number(low=16)
-    aspect_limit: float = _number(1.0, low=1)
+    size: int = number(low=16, multiple=16)
+    aspect_limit: float = number(1.0, low=1)
     fit: Literal["crop", "stretch"] = "crop"
     crop: Literal["center", "random"] = "center"
-    flip: float = _number(0.0, low=0, high=1)
+    flip: float = number(0.0, low=0, high=1)
     enlarge: bool = False
-    variants: int = _number(1, low=0)
-    held_out: int = _number(0, low=0)
-    memory: int = _number(2000, low=0)
-    workers: int = _number(1, low=1)
+    variants: int = number(1, low=0)
+    held_out: int = number(0, low=0)
+    memory: int = number(2000, low=0)
+    workers: int = number(1, low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +66,14 @@ class AutoencoderJob:
 
     network: Mapping[str, Any] | str
     learns: Literal["all", "decoder"] = "all"
-    crop: int = _number(0, low=0)
-    l1: float = _number(1.0, low=0)
-    l2: float = _number(1.0, low=0)
-    gradient: float = _number(0.5, low=0)
-    perceptual: float = _number(0.0, low=0)
-    kl: float = _number(1e-6, low=0)
-    initial_log_variance: float = _number(-4.0, low=-30, high=20)
-    latent_scale: float = _number(0.13025, low=1e-6)
+    crop: int = number(0, low=0)
+    l1: float = number(1.0, low=0)
+    l2: float = number(1.0, low=0)
+    gradient: float = number(0.5, low=0)
+    perceptual: float = number(0.0, low=0)
+    kl: float = number(1e-6, low=0)
+    initial_log_variance: float = number(-4.0, low=-30, high=20)
+    latent_scale: float = number(0.13025, low=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +109,18 @@ class DenoiserJob:
     clip_tokenizer: str = ""
     t5_tokenizer: str = ""
     train_text_encoders: bool = True
-    text_rate: float = _number(1.0, low=0)
+    text_rate: float = number(1.0, low=0)
     prediction: Literal["velocity", "epsilon", "flow"] = "velocity"
-    beta_start: float = _number(0.00085, low=0, high=1)
-    beta_end: float = _number(0.018, low=0, high=1)
+    beta_start: float = number(0.00085, low=1e-6, high=0.999)
+    beta_end: float = number(0.018, low=1e-6, high=0.999)
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
-    min_snr: float = _number(0.0, low=0)
-    dropout: float = _number(0.1, low=0, high=1)
-    latent_scale: float = _number(0.13025, low=1e-6)
+    min_snr: float = number(0.0, low=0)
+    dropout: float = number(0.1, low=0, high=1)
+    latent_scale: float = number(0.13025, low=1e-6)
     cache: bool = True
     sample_prompts: tuple[str, ...] = ()
-    sample_steps: int = _number(20, low=1)
-    sample_cfg_scale: float = _number(5.0, low=0)
+    sample_steps: int = number(20, low=1)
+    sample_cfg_scale: float = number(5.0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +137,12 @@ class OptimizerConfig:
             decay faster: at step k by at most (1 + k) / (10 + k).
     """
 
-    learning_rate: float = _number(1e-4, low=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = _number(1e-8, low=0)
-    weight_decay: float = _number(0.01, low=0)
-    clip: float = _number(1.0, low=0)
-    ema: float = _number(0.999, low=0, high=1)
+    learning_rate: float = number(1e-4, low=0)
+    betas: tuple[float, float] = number((0.9, 0.99), low=0, high=0.99999)
+    eps: float = number(1e-8, low=0)
+    weight_decay: float = number(0.01, low=0)
+    clip: float = number(1.0, low=0)
+    ema: float = number(0.999, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +160,14 @@ class ScheduleConfig:
         factor: what it is multiplied by.
     """
 
-    steps: int = _number(low=1)
-    batch_size: int = _number(8, low=1)
-    accumulate: int = _number(1, low=1)
-    warmup: int = _number(0, low=0)
+    steps: int = number(low=1)
+    batch_size: int = number(8, low=1)
+    accumulate: int = number(1, low=1)
+    warmup: int = number(0, low=0)
     decay: Literal["constant", "cosine", "step"] = "cosine"
-    final_rate: float = _number(0.0, low=0, high=1)
-    milestones: tuple[int, ...] = ()
-    factor: float = _number(0.1, low=0, high=1)
+    final_rate: float = number(0.0, low=0, high=1)
+    milestones: tuple[int, ...] = number((), low=1)
+    factor: float = number(0.1, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +185,11 @@ class RecordConfig:
     """
 
     folder: str = ""
-    checkpoint_every: int = _number(500, low=1)
-    keep: int = _number(2, low=1)
-    sample_every: int = _number(500, low=0)
-    sample_count: int = _number(8, low=1)
-    plot_every: int = _number(100, low=1)
+    checkpoint_every: int = number(500, low=1)
+    keep: int = number(2, low=1)
+    sample_every: int = number(500, low=0)
+    sample_count: int = number(8, low=1)
+    plot_every: int = number(100, low=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
@@ -214,8 +209,10 @@ class TrainingConfig:
         schedule: see `ScheduleConfig`.
         record: see `RecordConfig`.
 
+    Paths and lists are taken too; they become texts and tuples.
+
     Raises:
-        InvalidRequest: none of the jobs is given, or both, or values contradict each other.
+        InvalidRequest: values cannot be used or contradict each other; all of them are named at once.
     """
 
     data: DataConfig
@@ -230,34 +227,17 @@ class TrainingConfig:
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        if problems := [*_out_of_range(self), *_contradictions(self)]:
+        problems: list[str] = []
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name, value in checked_values(TrainingConfig, given, "", problems).items():
+            object.__setattr__(self, name, value)
+        if problems := problems or _contradictions(self):
             raise InvalidRequest("these settings cannot be used:\n" + "\n".join(f"  {each}" for each in problems))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as they go into JSON."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
-
-
-def range_problem(setting: Field[Any], value: Any, where: str) -> str | None:
-    """Return what is wrong with a number that leaves its setting's range."""
-    low, high = setting.metadata.get("range", (None, None))
-    if low is None or low <= value <= high:
-        return None
-    limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
-    return f"{where}: must be {limits}, not {value}"
-
-
-def _out_of_range(config: Any, where: str = "") -> list[str]:
-    """Return what is wrong with numbers of settings, those inside included."""
-    problems = []
-    for each in fields(config):
-        value = getattr(config, each.name)
-        if is_dataclass(value):
-            problems += _out_of_range(value, f"{where}{each.name}.")
-        elif problem := range_problem(each, value, where + each.name):
-            problems.append(problem)
-    return problems
+        values: dict[str, Any] = plain(self)
+        return values
 
 
 def _contradictions(config: TrainingConfig) -> list[str]:
@@ -265,18 +245,12 @@ def _contradictions(config: TrainingConfig) -> list[str]:
     problems = []
     if (config.autoencoder is None) == (config.denoiser is None):
         problems.append("give either [autoencoder] or [denoiser], which says what is trained")
-    if config.data.size % 16:
-        problems.append(f"data.size: must be a multiple of 16, not {config.data.size}")
     if config.autoencoder is not None and config.autoencoder.crop > config.data.size:
         problems.append(f"autoencoder.crop: {config.autoencoder.crop} is larger than data.size {config.data.size}")
+    if config.denoiser is not None and config.denoiser.beta_start > config.denoiser.beta_end:
+        problems.append(
+            f"denoiser.beta_start: {config.denoiser.beta_start} is above beta_end {config.denoiser.beta_end}"
+        )
     if (config.schedule.decay == "step") != bool(config.schedule.milestones):
         problems.append('schedule.milestones: belong to schedule.decay = "step", and it needs them')
     return problems
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (tuple, list)) else value

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import importlib
+import inspect
 import json
+import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffsynth.errors import InvalidRequest, printable
+from diffsynth.errors import InvalidRequest, listed, printable
 from diffsynth.training.config import DataConfig
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -28,10 +32,17 @@ class Example:
     Args:
         image: RGB.
         texts: captions that say the same, such as one in each language; each step takes one of them.
+
+    Raises:
+        TypeError: one text is given in the place of several, so that each letter would be a caption.
     """
 
     image: Image.Image
     texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.texts, str):
+            raise TypeError(f"texts are several captions, such as ({self.texts!r},)")
 
 
 @runtime_checkable
@@ -59,11 +70,12 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the metadata: the picture's file, its captions, and where that is written."""
+    """A line of the metadata: the picture's file, its captions, where that is written, and what is wrong with it."""
 
     file: Path
     texts: tuple[str, ...]
     line: int
+    problem: str = ""
 
 
 class ImageFolder:
@@ -77,11 +89,11 @@ class ImageFolder:
         languages: the columns to use; empty takes every one called ``text`` or ``text_...``.
 
     Raises:
-        InvalidRequest: there is no metadata, or it cannot be read.
+        InvalidRequest: there is no metadata, or it is no table.
     """
 
-    def __init__(self, folder: Path, languages: Sequence[str] = ()) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, languages: Sequence[str] = ()) -> None:
+        self.folder = folder = Path(folder)
         self.languages = tuple(languages)
         found = [folder / name for name in METADATA if (folder / name).is_file()]
         if len(found) != 1:
@@ -98,65 +110,93 @@ class ImageFolder:
 
         Raises:
             OSError: the picture cannot be read.
-            ValueError: its name leads out of the folder.
+            ValueError: there is something wrong with its line.
         """
         entry = self.entries[index]
-        if self.folder.resolve() not in entry.file.resolve().parents:
-            raise ValueError("lies outside the folder")
+        if entry.problem:
+            raise ValueError(entry.problem)
         return Example(read_image(entry.file), entry.texts)
 
     def name(self, index: int) -> str:
         """Return the line of the metadata and the picture's file."""
         entry = self.entries[index]
-        return f"{self.metadata.name}, line {entry.line}, {printable(entry.file.name)}"
+        line = f"{self.metadata.name}, line {entry.line}"
+        return line if entry.file == self.folder else f"{line}, {printable(entry.file.name)}"
 
-    def _entry(self, row: dict[str, Any], line: int) -> Entry:
+    def _entry(self, row: dict[str, Any] | str, line: int) -> Entry:
+        if isinstance(row, str):
+            return Entry(self.folder, (), line, row)
         name = row.get(FILE_COLUMN)
         if not isinstance(name, str) or not name:
-            raise InvalidRequest(f"{self.metadata}, line {line}: has no {FILE_COLUMN}.")
+            return Entry(self.folder, (), line, f"has no {FILE_COLUMN}")
+        if os.path.isabs(name) or os.path.normpath(name).startswith(os.pardir):
+            return Entry(self.folder / name, (), line, "lies outside the folder")
         columns = self.languages or [key for key in row if key and (key == TEXT_COLUMN or key.startswith("text_"))]
         texts = [row.get(column) for column in columns]
         return Entry(self.folder / name, tuple(text for text in texts if isinstance(text, str) and text.strip()), line)
 
 
-def _rows(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the lines of a metadata file with their numbers."""
-    with metadata.open(encoding="utf-8-sig", newline="") as file:
-        if metadata.suffix == ".csv":
-            reader = csv.DictReader(file)
-            yield from ((reader.line_num, row) for row in reader)
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InvalidRequest(f"{metadata}, line {number}: is no JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise InvalidRequest(f"{metadata}, line {number}: is no JSON object.")
-            yield number, row
+def _rows(metadata: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the lines of a metadata file with their numbers; in the place of a bad one, what is wrong with it."""
+    try:
+        with metadata.open(encoding="utf-8-sig", newline="") as file:
+            yield from _table(metadata, file) if metadata.suffix == ".csv" else _objects(file)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{metadata} is no text in UTF-8; save it as such.") from error
+    except csv.Error as error:
+        raise InvalidRequest(f"{metadata} is no table: {error}.") from error
+
+
+def _table(metadata: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(file, skipinitialspace=True)
+    columns = reader.fieldnames or [FILE_COLUMN]
+    if FILE_COLUMN not in columns:
+        raise InvalidRequest(f"{metadata} has no column {FILE_COLUMN}; it has {listed(columns)}.")
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = f"is no JSON ({error})"
+        else:
+            row = row if isinstance(row, dict) else "is no JSON object"
+        yield number, row
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read a picture as RGB, upright, transparency laid on white.
+    """Read a picture as RGB, upright, transparency laid on white, 16 bits brought to 8.
 
     Raises:
         OSError: it cannot be read.
     """
+    if not path.is_file():
+        raise OSError("is no file" if path.exists() else "there is no such file")
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                layer = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise OSError("there is no such file") from error
+            return _as_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise OSError("no picture that Pillow can read") from error
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what its readers raise for damage
+    # what its readers raise for damage
+    except (SyntaxError, ValueError, RuntimeError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise OSError(f"damaged: {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any mode as RGB."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise OSError(f"has values of 32 bits (mode {image.mode}), and nothing tells which of them is white")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -175,6 +215,12 @@ def open_dataset(config: DataConfig) -> Dataset:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise InvalidRequest(f"data.source {printable(config.source)} cannot be imported: {error}.") from error
+    try:
+        inspect.signature(function).bind(**config.arguments)
+    except TypeError as error:
+        raise InvalidRequest(f"data.arguments do not fit {printable(config.source)}: {error}.") from error
+    except ValueError:
+        pass  # a function of C that does not tell its arguments
     dataset = function(**config.arguments)
     if not isinstance(dataset, Dataset):
         raise InvalidRequest(f"{config.source} returned a {type(dataset).__name__}, which is no dataset.")

@@ -16,18 +16,17 @@ from torch import Tensor, nn
 from diffsynth.core.family import ModelFamily
 from diffsynth.core.saving import save_network
 from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
-from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.hunyuan_dit.blocks import Block
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
 from diffsynth.pipelines.latents import pixels_to_images
 from diffsynth.training.buckets import BatchOrder
 from diffsynth.training.config import DenoiserJob, TrainingConfig
 from diffsynth.training.job import Samples
-from diffsynth.training.latents import LatentStore
+from diffsynth.training.latents import LatentStore, encode
 from diffsynth.training.networks import checkpoint_activations, copy_of
 from diffsynth.training.objective import Objective, add_noise, separate, target
 from diffsynth.training.parts import DenoiserParts, load_parts
-from diffsynth.training.pictures import Batch, BatchStream, Pictures, to_pixels
+from diffsynth.training.pictures import Batch, BatchStream, Pictures
 from diffsynth.training.randomness import generator_for
 from diffsynth.training.record import sheet
 
@@ -61,8 +60,9 @@ class DenoiserTraining:
         cache: Path | None = None,
     ) -> None:
         self.job, self.pictures, self.device = job, pictures, device
+        self.precision = config.precision
         self.parts: DenoiserParts = load_parts(job, config.seed)
-        self.parts.check_picture_size(config.data.size)
+        pictures.check_sides(self.parts.multiple)
         self.denoiser, self.text, self.vae = self.parts.denoiser, self.parts.text, self.parts.vae
         if config.checkpoint_activations:
             checkpoint_activations(self.denoiser, (Block,))
@@ -72,11 +72,22 @@ class DenoiserTraining:
         order = BatchOrder(pictures.trained, config.schedule.batch_size, config.seed)
         load, workers = pictures.batch, 0 if pictures.kept else config.data.workers
         if job.cache and pictures.fixed:
-            load, workers = LatentStore(self.vae, self.parts.vae_digest, pictures, device, cache).batch, 0
+            load, workers = (
+                LatentStore(self.vae, self.parts.vae_digest, pictures, config.precision, device, cache).batch,
+                0,
+            )
+        if job.cache:
             texts = ["", *job.sample_prompts, *(text for texts in pictures.texts for text in texts)]
             self.text.keep(texts, device, config.data.memory)
         self._stream = BatchStream(order, load, workers)
         self._ropes: dict[tuple[int, int], Rope] = {}
+        assumed = 0.03 if self.denoiser.config.size_conditioning else 0.018
+        if job.prediction == "velocity" and job.beta_end != assumed:
+            logger.warning(
+                "denoiser.beta_end is %g, but a pipeline takes %g for this network unless told",
+                job.beta_end,
+                assumed,
+            )
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -107,7 +118,7 @@ class DenoiserTraining:
         levels = self.objective.draw(count, generator)
         clean = batch.pixels.to(self.device)
         if not clean.is_floating_point():
-            clean = encode(self.vae, clean)
+            clean = encode(self.vae, clean, self.precision)
         clean = clean * self.job.latent_scale
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         levels = levels.to(self.device)
@@ -225,10 +236,3 @@ def choose_texts(texts: Sequence[Sequence[str]], dropout: float, generator: torc
     return [
         "" if drop else each[int(place * len(each))] for each, place, drop in zip(texts, chosen, dropped, strict=True)
     ]
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Return unscaled latents, the posterior's mean in float32, of (B, 3, H, W) uint8, whatever autocast is on."""
-    with torch.autocast(pixels.device.type, enabled=False):
-        return vae.encode(to_pixels(pixels)).mean.float()

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.files import replacing
+from diffsynth.errors import CheckpointError
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.training.buckets import Shape
 from diffsynth.training.pictures import Batch, Pictures, to_pixels
+from diffsynth.training.precision import computing_in
+from diffsynth.training.state import write_tensors
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 FILE = "latents.safetensors"
+SECONDS_BETWEEN_LINES = 30
 
 
 class LatentStore:
@@ -30,12 +34,19 @@ class LatentStore:
         vae: the autoencoder.
         vae_digest: hash of its weights.
         pictures: prepared data, which need not be kept in memory any longer.
+        precision: of the run, see `encode`.
         device: where to compute.
         folder: where the file is kept, or None.
     """
 
     def __init__(
-        self, vae: AutoencoderKL, vae_digest: str, pictures: Pictures, device: torch.device, folder: Path | None
+        self,
+        vae: AutoencoderKL,
+        vae_digest: str,
+        pictures: Pictures,
+        precision: str,
+        device: torch.device,
+        folder: Path | None,
     ) -> None:
         self._texts = pictures.texts
         self._place: list[tuple[str, int]] = []
@@ -45,13 +56,16 @@ class LatentStore:
             self._place.append((_key(shape), len(inside)))
             inside.append(number)
         wanted = {_key(shape): len(numbers) for shape, numbers in members.items()}
-        content = hashlib.sha256(f"{pictures.prepared_digest} {vae_digest}".encode()).hexdigest()
+        content = hashlib.sha256(f"{pictures.prepared_digest} {vae_digest} {precision}".encode()).hexdigest()
         found = _read(folder, content, wanted)
         if found is None:
-            found = {_key(shape): _encode(vae, pictures, numbers, device) for shape, numbers in members.items()}
+            found = {
+                _key(shape): _encode_all(vae, pictures, numbers, precision, device)
+                for shape, numbers in members.items()
+            }
             if folder is not None:
                 with replacing(folder / FILE) as temporary:
-                    save_file(found, temporary, metadata={"format": "pt", "content": content})
+                    write_tensors(temporary, found, {"content": content})
         self._latents = found
         pictures.forget()
 
@@ -67,12 +81,28 @@ def _key(shape: Shape) -> str:
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, pictures: Pictures, numbers: Sequence[int], device: torch.device) -> Tensor:
+def encode(vae: AutoencoderKL, pixels: Tensor, precision: str) -> Tensor:
+    """Return unscaled latents, the posterior's mean in float32, of (B, 3, H, W) uint8.
+
+    They are computed in bfloat16 if that is the precision of the run, else in float32: float16 can overflow.
+    """
+    # An autocast of the step around this is switched off first; bfloat16 is then switched on again.
+    inner = computing_in("bfloat16" if precision == "bfloat16" else "float32", pixels.device)
+    with torch.autocast(pixels.device.type, enabled=False), inner:
+        return vae.encode(to_pixels(pixels)).mean.float()
+
+
+def _encode_all(
+    vae: AutoencoderKL, pictures: Pictures, numbers: Sequence[int], precision: str, device: torch.device
+) -> Tensor:
     logger.info("encoding %d pictures", len(numbers))
-    parts = []
+    parts, told = [], time.monotonic()
     for start in range(0, len(numbers), AT_ONCE):
         pixels = pictures.batch(numbers[start : start + AT_ONCE]).pixels
-        parts.append(vae.encode(to_pixels(pixels.to(device))).mean.float().cpu())
+        parts.append(encode(vae, pixels.to(device), precision).cpu())
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            logger.info("encoded %d of %d pictures", start + len(pixels), len(numbers))
     return torch.cat(parts)
 
 
@@ -80,9 +110,12 @@ def _read(folder: Path | None, content: str, wanted: dict[str, int]) -> dict[str
     """Return what a file holds, if it is of these pictures and this autoencoder."""
     if folder is None or not (folder / FILE).is_file():
         return None
-    saved = open_checkpoint(folder / FILE, mmap=False)
-    if saved.metadata.get("content") != content:
+    try:
+        saved = open_checkpoint(folder / FILE, mmap=False)
+    except CheckpointError as error:
+        logger.warning("%s is made anew: it %s", folder / FILE, error.problem)
+        return None
+    if saved.metadata.get("content") != content or wanted != {key: saved.header[key].shape[0] for key in saved.header}:
         logger.info("%s belongs to other data or another autoencoder, and is made anew", folder / FILE)
         return None
-    assert {key: spec.shape[0] for key, spec in saved.header.items()} == wanted
     return {key: saved[key] for key in wanted}

@@ -19,7 +19,7 @@ from diffsynth.training.devices import Workers
 from diffsynth.training.job import Job
 from diffsynth.training.optimizer import MovingAverage, clip, make_optimizer, named_weights, rate_factor, set_rate
 from diffsynth.training.pictures import Batch
-from diffsynth.training.precision import computing_in
+from diffsynth.training.precision import attending_in, computing_in
 from diffsynth.training.randomness import generator_for
 from diffsynth.training.record import Record
 from diffsynth.training.state import STATE, Learning, checkpoints, read_state, write_checkpoint, write_state
@@ -102,9 +102,8 @@ class Loop:
         while self.step < until:
             values = self._step(batches)
             asked = self._ask(on_step, values)
-            last = asked is not None or self.step == until
             if workers.writes:
-                self._write(record, values, last=last)
+                self._write(record, values, ended=self.step == until, stopped=asked is not None)
             if asked is not None:
                 raise asked
 
@@ -119,13 +118,13 @@ class Loop:
             asked = Cancelled(f"stopped after step {self.step}")
         return asked
 
-    def _write(self, record: Record, values: dict[str, float], *, last: bool) -> None:
+    def _write(self, record: Record, values: dict[str, float], *, ended: bool, stopped: bool) -> None:
         """Write what is due after a step; the checkpoint comes last, so that all before it is whole."""
-        config = self.config.record
+        config, last = self.config.record, ended or stopped
         record.add(self.step, values)
         if last or self.step % config.plot_every == 0:
             record.plot()
-        if config.sample_every and (last or self.step % config.sample_every == 0):
+        if config.sample_every and (ended or self.step % config.sample_every == 0):  # a stop may be urgent
             with self.averaged():
                 record.samples(self.step, self.job.samples(config.sample_count, self.config.seed))
         if last or self.step % config.checkpoint_every == 0:
@@ -169,10 +168,12 @@ class Loop:
         for micro in range(config.schedule.accumulate):
             number = micro * self.workers.count + self.workers.rank
             generator = generator_for(config.seed, "step", self.step, number)
-            with computing_in(config.precision, self.workers.device):
-                losses = self.job.loss(next(batches), generator)
-            scaled = learning.scaler.scale(losses["loss"] / config.schedule.accumulate)
-            torch.autograd.backward(scaled)
+            batch = next(batches)
+            with attending_in(config.precision, self.workers.device):
+                with computing_in(config.precision, self.workers.device):
+                    losses = self.job.loss(batch, generator)
+                scaled = learning.scaler.scale(losses["loss"] / config.schedule.accumulate)
+                torch.autograd.backward(scaled)
             for name, value in losses.items():
                 share = value.detach() / config.schedule.accumulate
                 totals[name] = totals[name] + share if name in totals else share

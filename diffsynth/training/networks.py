@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.family import ModelFamily
-from diffsynth.errors import InvalidRequest, listed
+from diffsynth.errors import CheckpointError, InvalidRequest, listed
 from diffsynth.manager import ModelManager
 from diffsynth.training.randomness import seed_for
 
@@ -59,6 +60,30 @@ def make_network(family: ModelFamily, given: Mapping[str, Any] | str, kind: type
     return module.train().requires_grad_(requires_grad=True)
 
 
+def network_problem(family: ModelFamily, given: Mapping[str, Any] | str) -> str:
+    """Return what is wrong with given sizes, each alone, or with a file, as far as its header tells; else nothing."""
+    if isinstance(given, str):
+        try:
+            open_checkpoint(given)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+    defaults = {each.name: each.default for each in fields(type(family.tiny()))}
+    if unknown := sorted(given.keys() - defaults.keys()):
+        return f"{family.name} has no size {listed(unknown)}; it has {listed(sorted(defaults), 30)}."
+    bad = [f"{name} = {value!r}" for name, value in given.items() if not _is_size(value, defaults[name])]
+    return f"{family.name} has sizes that are none: {listed(bad)}." if bad else ""
+
+
+def _is_size(value: Any, default: Any) -> bool:
+    """Whether a value can be a size: of the type of its default, and positive."""
+    if isinstance(default, tuple):
+        return isinstance(value, (tuple, list)) and all(_is_size(each, default[0]) for each in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, int) and value > 0
+
+
 def make_sizes(family: ModelFamily, given: Mapping[str, Any]) -> Any:
     """Return a family's config, sizes that are not given being those of the released network.
 
@@ -67,9 +92,8 @@ def make_sizes(family: ModelFamily, given: Mapping[str, Any]) -> Any:
             so that the saved network could not be loaded.
     """
     kind = type(family.tiny())
-    known = {each.name for each in fields(kind)}
-    if unknown := sorted(given.keys() - known):
-        raise InvalidRequest(f"{family.name} has no size {listed(unknown)}; it has {listed(sorted(known), 30)}.")
+    if problem := network_problem(family, given):
+        raise InvalidRequest(problem)
     try:
         config = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     except (ValueError, TypeError) as error:

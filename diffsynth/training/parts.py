@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffsynth.core.digest import sha256_of
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import InvalidRequest, TokenizerNotFound
 from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.bert_clip.model import BertClip
@@ -20,9 +20,10 @@ from diffsynth.tokenizers.locate import locate_vocabulary
 from diffsynth.tokenizers.sentencepiece import SentencePieceTokenizer
 from diffsynth.tokenizers.wordpiece import WordPieceTokenizer
 from diffsynth.training.config import DenoiserJob
-from diffsynth.training.networks import load_for_training, make_network
+from diffsynth.training.networks import load_for_training, make_network, network_problem
 from diffsynth.training.text import TextEncoders, TextSide
 
+TEXT_LENGTHS = ("text_len", "t5_len")
 WORDS, PIECES = "tokenizer/vocab.txt", "mt5/spiece.model"  # where saved vocabularies lie
 
 
@@ -42,15 +43,35 @@ class DenoiserParts:
     vae: AutoencoderKL
     vae_digest: str
 
-    def check_picture_size(self, size: int) -> None:
-        """Make sure that pictures become whole patches of latents.
+    @property
+    def multiple(self) -> int:
+        """What the sides of pictures must be multiples of: the pixels of one patch of latents."""
+        return self.vae.config.downscale * self.denoiser.config.patch_size
 
-        Raises:
-            InvalidRequest: they do not.
-        """
-        multiple = self.vae.config.downscale * self.denoiser.config.patch_size
-        if 16 % multiple and size % multiple:
-            raise InvalidRequest(f"data.size {size} is no multiple of {multiple}, the pixels of one patch of latents.")
+
+def job_problems(job: DenoiserJob) -> list[str]:
+    """Return what is wrong with files and sizes of networks, as far as that is seen without loading them."""
+    families = {
+        "autoencoder": autoencoder_kl.FAMILY,
+        "network": hunyuan_dit.FAMILY,
+        "clip": bert_clip.FAMILY,
+        "t5": mt5.FAMILY,
+    }
+    problems = []
+    for name, family in families.items():
+        if problem := network_problem(family, getattr(job, name)):
+            problems.append(f"denoiser.{name}: {problem}")
+    for path, network, (name, kind) in (
+        (job.clip_tokenizer, job.clip, ("clip", "wordpiece")),
+        (job.t5_tokenizer, job.t5, ("t5", "sentencepiece")),
+    ):
+        try:
+            _vocabulary(kind, path, network, name)
+        except (InvalidRequest, TokenizerNotFound) as error:
+            problems.append(str(error))
+    if not job.train_text_encoders and not (isinstance(job.clip, str) and isinstance(job.t5, str)):
+        problems.append("denoiser.train_text_encoders is false, but a text encoder is new; it has to learn.")
+    return problems
 
 
 def load_parts(job: DenoiserJob, seed: int) -> DenoiserParts:
@@ -61,14 +82,22 @@ def load_parts(job: DenoiserJob, seed: int) -> DenoiserParts:
         CheckpointError: a file cannot be used.
         TokenizerNotFound: a vocabulary is nowhere.
     """
-    if not job.train_text_encoders and not (isinstance(job.clip, str) and isinstance(job.t5, str)):
-        raise InvalidRequest("denoiser.train_text_encoders is false, but a text encoder is new; it has to learn.")
+    if problems := job_problems(job):
+        raise InvalidRequest(" ".join(problems))
     vae, files = load_for_training(job.autoencoder, autoencoder_kl.FAMILY, AutoencoderKL)
-    lengths = _denoiser_sizes(job.network)
+    ready, lengths = None, HunyuanDiTConfig()
+    if isinstance(job.network, str):
+        ready = make_network(hunyuan_dit.FAMILY, job.network, HunyuanDiT, seed)
+        lengths = ready.config
+    else:
+        lengths = replace(lengths, **{name: job.network[name] for name in TEXT_LENGTHS if name in job.network})
     words = _vocabulary("wordpiece", job.clip_tokenizer, job.clip, "clip")
     pieces = _vocabulary("sentencepiece", job.t5_tokenizer, job.t5, "t5")
-    clip_tokenizer = WordPieceTokenizer(words, lengths.text_len)
-    t5_tokenizer = SentencePieceTokenizer(pieces, lengths.t5_len)
+    try:
+        clip_tokenizer = WordPieceTokenizer(words, lengths.text_len)
+        t5_tokenizer = SentencePieceTokenizer(pieces, lengths.t5_len)
+    except ValueError as error:
+        raise InvalidRequest(f"the denoiser's texts are too short: {error}.") from error
     clip = make_network(bert_clip.FAMILY, _with(job.clip, vocab_size=clip_tokenizer.size), BertClip, seed)
     t5 = make_network(mt5.FAMILY, _with(job.t5, vocab_size=t5_tokenizer.size), MT5Encoder, seed)
     derived = {
@@ -76,7 +105,9 @@ def load_parts(job: DenoiserJob, seed: int) -> DenoiserParts:
         "t5_dim": t5.config.d_model,
         "in_channels": vae.config.latent_channels,
     }
-    denoiser = make_network(hunyuan_dit.FAMILY, _with(job.network, **derived), HunyuanDiT, seed)
+    denoiser = ready
+    if denoiser is None:
+        denoiser = make_network(hunyuan_dit.FAMILY, _with(job.network, **derived), HunyuanDiT, seed)
     for name, size in derived.items():
         if getattr(denoiser.config, name) != size:
             raise InvalidRequest(
@@ -97,14 +128,6 @@ def load_parts(job: DenoiserJob, seed: int) -> DenoiserParts:
         {WORDS: clip_tokenizer.source, PIECES: t5_tokenizer.source},
     )
     return DenoiserParts(denoiser, text, vae.eval(), " ".join(sha256_of(file) for file in files))
-
-
-def _denoiser_sizes(given: Mapping[str, Any] | str) -> HunyuanDiTConfig:
-    """Return the denoiser's config as far as it says how long texts are."""
-    if isinstance(given, str):
-        return load_for_training(given, hunyuan_dit.FAMILY, HunyuanDiT)[0].config
-    lengths = {name: given[name] for name in ("text_len", "t5_len") if name in given}
-    return HunyuanDiTConfig(**lengths)
 
 
 def _with(given: Mapping[str, Any] | str, **derived: Any) -> Mapping[str, Any] | str:

@@ -73,7 +73,7 @@ class Pictures:
             self.texts.append(example.texts)
             self.shapes.append(nearest_shape(*example.image.size, self._every_shape))
             if self.kept:
-                self._pixels.append(self._prepare(example, number, 0))
+                self._pixels.append(self._prepare(example, number, 0, self.shapes[-1]))
         inspection.finish()
         self.digest = hasher.hexdigest()
         preparation = (config.size, config.aspect_limit, config.fit, config.crop, config.flip, config.variants, seed)
@@ -101,12 +101,25 @@ class Pictures:
         if self.kept:
             return self._pixels[number], self.texts[number]
         example = self.dataset.__getitem__(number % len(self.dataset), self._rng(number, epoch))
-        return self._prepare(example, number, epoch), example.texts
+        return self._prepare(example, number, epoch, self.shapes[number]), example.texts
 
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> Batch:
         """Return pictures of one shape together."""
         found = [self.picture(number, epoch) for number in numbers]
         return Batch(tuple(numbers), torch.stack([pixels for pixels, _ in found]), tuple(texts for _, texts in found))
+
+    def check_sides(self, multiple: int) -> None:
+        """Make sure that the sides of all shapes are multiples of what the networks need.
+
+        Raises:
+            InvalidRequest: they are not.
+        """
+        for shape in sorted(set(self.shapes)):
+            if shape.width % multiple or shape.height % multiple:
+                raise InvalidRequest(
+                    f"pictures of {shape.width}x{shape.height} pixels do not fit these networks, which need multiples "
+                    f"of {multiple}: data.size and data.aspect_limit decide on shapes."
+                )
 
     def forget(self) -> None:
         """Free the memory of the pictures; those that are still asked for are prepared again."""
@@ -122,12 +135,11 @@ class Pictures:
             return ""
         return f"{width}x{height} pixels are too small for {shape.width}x{shape.height}"
 
-    def _prepare(self, example: Example, number: int, epoch: int) -> Tensor:
+    def _prepare(self, example: Example, number: int, epoch: int, shape: Shape) -> Tensor:
         """Return (3, H, W) uint8."""
         rng = random_for(self.seed, "prepare", number, epoch if not self.fixed else 0)
         at = (rng.random(), rng.random()) if self.config.crop == "random" else (0.5, 0.5)
-        image = example.image.convert("RGB")
-        image = fit(image, nearest_shape(*image.size, self._every_shape), how=self.config.fit, at=at)
+        image = fit(example.image.convert("RGB"), shape, how=self.config.fit, at=at)
         if rng.random() < self.config.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

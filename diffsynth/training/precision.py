@@ -30,9 +30,17 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
         yield
         return
     with torch.autocast(device.type, torch.float16 if precision == "float16" else torch.bfloat16):
-        if device.type != "cpu":
-            yield
-            return
-        # On CPUs the way back through fused attention is several times slower in bfloat16 than plain products.
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
+
+
+@contextmanager
+def attending_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Choose how attention is computed, there and back: recomputed activations must be those of the way there.
+
+    On CPUs the way back through fused attention is several times slower in bfloat16 than plain products.
+    """
+    if precision == "float32" or device.type != "cpu":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -16,7 +17,11 @@ from PIL import Image, ImageDraw
 
 from diffsynth import __version__
 from diffsynth.core.files import replacing
+from diffsynth.errors import InvalidRequest
+from diffsynth.training.changes import changes, told
 from diffsynth.training.job import Samples
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "pillow", "numpy")
 RUN, LOSS, PLOT, FIGURES, SHEETS = "run.json", "loss.csv", "loss.png", "samples.csv", "samples"
@@ -32,8 +37,12 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def changed(self, facts: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Return what the run depends on that has other values now: the one before, and the one now."""
+        return changes(self._read(), json.loads(json.dumps({**facts, "versions": versions()})))
+
     def begin(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Write run.json: what the run is, and each time it was started.
+        """Write run.json: what the run is, and each time it was started, with what had changed if it went on.
 
         Rows of steps that are done again are cut off the tables.
 
@@ -43,12 +52,24 @@ class Record:
         """
         for name in (LOSS, FIGURES):
             _cut(self.folder / name, step)
-        path = self.folder / RUN
-        before = json.loads(path.read_text("utf-8")).get("starts", []) if path.is_file() else []
-        start = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step}
-        content = {**facts, "versions": versions(), "starts": [*before, start]}
-        with replacing(path) as temporary:
+        start: dict[str, Any] = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "from_step": step}
+        if step and (changed := self.changed(facts)):
+            logger.warning("going on with other settings or data than before: %s", told(changed))
+            start["changed"] = changed
+        content = {**facts, "versions": versions(), "starts": [*self._read().get("starts", []), start]}
+        with replacing(self.folder / RUN) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    def _read(self) -> dict[str, Any]:
+        """Return the content of run.json; nothing, if it is not there."""
+        path = self.folder / RUN
+        if not path.is_file():
+            return {}
+        try:
+            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise InvalidRequest(f"{path} is damaged: {error}. Remove it to go on without what it tells.") from error
+        return content
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row to loss.csv; ``step`` counts the steps done."""
@@ -84,13 +105,29 @@ def versions() -> dict[str, str]:
 
 
 def _append(path: Path, row: Mapping[str, float]) -> None:
-    """Add a row to a table, with the names of its columns if it is the first."""
-    new = not path.is_file() or not path.stat().st_size
+    """Add a row to a table, with the names of its columns if it is the first; new columns come last."""
+    columns = _columns(path)
+    if columns and (more := [name for name in row if name not in columns]):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns += more
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, columns, restval="")
+            table.writeheader()
+            table.writerows(rows)
     with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(row)
-        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()])
+        writer = csv.DictWriter(file, columns or list(row), restval="")
+        if not columns:
+            writer.writeheader()
+        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+
+
+def _columns(path: Path) -> list[str]:
+    """Return the names of a table's columns; none, if there is no table."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
 
 
 def _cut(path: Path, step: int) -> None:

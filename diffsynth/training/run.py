@@ -9,13 +9,17 @@ from pathlib import Path
 import torch
 
 from diffsynth.errors import InvalidRequest
+from diffsynth.models import autoencoder_kl
 from diffsynth.training.autoencoder import AutoencoderTraining
+from diffsynth.training.changes import refuse
 from diffsynth.training.config import TrainingConfig
 from diffsynth.training.dataset import Dataset, open_dataset
 from diffsynth.training.denoiser import DenoiserTraining
 from diffsynth.training.devices import Workers, find_workers
 from diffsynth.training.job import Job
 from diffsynth.training.loop import Loop, OnStep, no_report
+from diffsynth.training.networks import network_problem
+from diffsynth.training.parts import job_problems
 from diffsynth.training.pictures import Pictures
 from diffsynth.training.precision import check_precision
 from diffsynth.training.record import Record, versions
@@ -71,11 +75,13 @@ def _train(job: Job, config: TrainingConfig, run: Path, workers: Workers, until:
 
     loop = Loop(job, config, run, workers, recipe)
     loop.resume()
-    workers.wait()
     record = Record(run)
+    facts = {"config": config.as_dict(), "device": str(workers.device), "processes": workers.count, **job.describe()}
+    if loop.step:
+        refuse(record.changed(facts), str(run))
+    workers.wait()
     if workers.writes:
-        facts = {"config": config.as_dict(), "device": str(workers.device), "processes": workers.count}
-        record.begin(loop.step, {**facts, **job.describe()})
+        record.begin(loop.step, facts)
     loop.run(until, record, on_step)
     if workers.writes:
         with loop.averaged():
@@ -91,12 +97,29 @@ def make_job(config: TrainingConfig, dataset: Dataset, device: torch.device, run
         InvalidRequest: they cannot be used.
         CheckpointError: a file cannot be used.
     """
+    check_networks(config)  # before the data, which takes longer
     if config.autoencoder is not None:
         pictures = Pictures(dataset, config.data, config.seed, captions=False)
         return AutoencoderTraining(config, config.autoencoder, pictures, device)
     assert config.denoiser is not None
     pictures = Pictures(dataset, config.data, config.seed, captions=True)
     return DenoiserTraining(config, config.denoiser, pictures, device, run / CACHE)
+
+
+def check_networks(config: TrainingConfig) -> None:
+    """Make sure that the files of networks and vocabularies are there, and that sizes are some.
+
+    Raises:
+        InvalidRequest: they are not; the message names all that is wrong.
+    """
+    if config.denoiser is not None:
+        problems = job_problems(config.denoiser)
+    else:
+        assert config.autoencoder is not None
+        problem = network_problem(autoencoder_kl.FAMILY, config.autoencoder.network)
+        problems = [f"autoencoder.network: {problem}"] if problem else []
+    if problems:
+        raise InvalidRequest("these networks cannot be used:\n" + "\n".join(f"  {each}" for each in problems))
 
 
 def _run_folder(config: TrainingConfig, folder: str | Path | None) -> Path:

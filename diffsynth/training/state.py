@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -64,8 +66,19 @@ class Learning:
 
 def write_state(path: Path, learning: Learning, step: int) -> None:
     """Write all that a run needs to go on after ``step`` steps."""
-    metadata = {"format": "pt", "step": str(step), "scaler": json.dumps(learning.scaler.state_dict())}
-    save_file(learning.tensors(), path, metadata=metadata)
+    write_tensors(path, learning.tensors(), {"step": str(step), "scaler": json.dumps(learning.scaler.state_dict())})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written; the disk may be full.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
 
 
 @torch.no_grad()
@@ -164,6 +177,7 @@ def sole_user(run: Path, workers: Workers) -> Iterator[None]:
         InvalidRequest: another process trains there.
     """
     if not workers.writes:
+        workers.wait()  # what is being written now is no leftover
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
@@ -175,6 +189,7 @@ def sole_user(run: Path, workers: Workers) -> Iterator[None]:
                 raise InvalidRequest(f"another process is training in {run}; name another folder.") from error
         for place in (run, *(each for each in run.iterdir() if each.is_dir())):
             remove_leftovers(place)
+        workers.wait()
         yield
 
 

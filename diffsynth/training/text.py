@@ -47,7 +47,7 @@ class TextSide:
         """Return features (B, L, size) and mask (B, L) of texts; equal texts are encoded once."""
         distinct = sorted(set(texts))
         rows = torch.tensor([distinct.index(text) for text in texts], device=device)
-        if self._features:
+        if self._features.keys() >= set(distinct):
             features = torch.stack([self._features[text][0] for text in distinct]).to(device)
             mask = torch.stack([self._features[text][1] for text in distinct]).to(device)
         else:

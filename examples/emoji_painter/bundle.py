@@ -20,7 +20,7 @@ import torch
 from diffsynth import ModelManager
 from diffsynth.core.saving import save_network
 from diffsynth.hub import bundled
-from diffsynth.hub.catalog import TOKENIZERS
+from diffsynth.hub.catalog import CATALOG
 from diffsynth.training.denoiser import FILES
 from diffsynth.training.state import write_folder
 from examples.emoji_painter.card import card
@@ -30,7 +30,7 @@ HOME = Path(bundled.__file__).parent
 LICENSE_TEXT = Path(__file__).with_name("model_license.txt")
 MOST_BYTES = 40_000_000
 RECIPE = "training"  # the text in a saved network's header that tells how it was trained
-VOCABULARIES = tuple(name.removeprefix(f"{MODEL_ID}/t2i/") for name in TOKENIZERS[MODEL_ID])
+VOCABULARIES = tuple(name.removeprefix(f"{MODEL_ID}/t2i/") for name in CATALOG[MODEL_ID].vocabularies)
 
 
 def bundle(result: Path, figures: Mapping[str, Any], *, autoencoder: Path | None = None, home: Path = HOME) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffsynth.core import digest
-from diffsynth.core.digest import record_path, sha256_of
+from diffsynth.core.digest import record_path, remember_sha256, sha256_of
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,22 @@ def test_a_file_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert sha256_of(file) == first
     assert sha256_of(file.parent / "." / file.name) == first
+
+
+def test_a_file_is_read_again_on_demand(file: Path) -> None:
+    sha256_of(file)
+    times = file.stat()
+    file.write_bytes(b"v" * 3_000_000)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    assert sha256_of(file, again=True) == sha256(b"v" * 3_000_000)
+    assert sha256_of(file) == sha256(b"v" * 3_000_000)
+
+
+def test_a_digest_that_was_computed_elsewhere_is_remembered(file: Path) -> None:
+    remember_sha256(file, "0" * 64)
+
+    assert sha256_of(file) == "0" * 64
 
 
 def test_a_changed_file_is_read_again(file: Path) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("emoji", reason="the package emoji is not installed")
 from diffsynth import HunyuanDiTImagePipeline, ModelManager, download_models, open_checkpoint
 from diffsynth.core.saving import save_network
 from diffsynth.hub import bundled
-from diffsynth.hub.catalog import CATALOG, TOKENIZERS
+from diffsynth.hub.catalog import CATALOG
 from diffsynth.training.denoiser import FILES
 from examples.emoji_painter import bundle
 from examples.random_models import write_models
@@ -53,7 +53,7 @@ def test_the_folder_holds_what_the_catalogue_names_in_half_precision(result: Pat
 
     written = {str(path.relative_to(home).as_posix()) for path in home.rglob("*") if path.is_file()}
     beside = {f"{bundle.MODEL_ID}/{name}" for name in ("card.json", "LICENSE")}
-    assert written == {*CATALOG[bundle.MODEL_ID], *TOKENIZERS[bundle.MODEL_ID], *beside}
+    assert written == {*CATALOG[bundle.MODEL_ID].weights, *CATALOG[bundle.MODEL_ID].vocabularies, *beside}
     for name, file in FILES.items():
         before, after = load_file(result / file), load_file(home / bundle.MODEL_ID / "t2i" / file)
         assert before.keys() == after.keys(), name

@@ -16,14 +16,14 @@ from diffsynth import download_models
 from diffsynth.core import files
 from diffsynth.errors import DownloadError
 from diffsynth.hub import bundled
-from diffsynth.hub.catalog import CATALOG, TOKENIZERS
+from diffsynth.hub.catalog import CATALOG
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 REPO = Path(__file__).parents[2]
 MODEL_ID = "HunyuanDiT-Emoji"
-WEIGHTS = CATALOG[MODEL_ID]
-NAMES = (*WEIGHTS, *TOKENIZERS[MODEL_ID], f"{MODEL_ID}/card.json", f"{MODEL_ID}/LICENSE")
+WEIGHTS = CATALOG[MODEL_ID].weights
+NAMES = (*WEIGHTS, *CATALOG[MODEL_ID].vocabularies, f"{MODEL_ID}/card.json", f"{MODEL_ID}/LICENSE")
 
 
 @pytest.fixture
@@ -79,13 +79,13 @@ def test_files_that_are_right_are_left_and_others_replaced(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("home")
 def test_it_can_be_asked_for_together_with_a_model_that_is_in_place(tmp_path: Path) -> None:
-    for name in (*CATALOG["HunyuanDiT"], *TOKENIZERS["HunyuanDiT"]):
+    for name in (*CATALOG["HunyuanDiT"].weights, *CATALOG["HunyuanDiT"].vocabularies):
         (tmp_path / "models" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "models" / name).write_bytes(b"x")
 
     found = download_models([MODEL_ID, "HunyuanDiT"], local_dir=tmp_path / "models")
 
-    assert found == [tmp_path / "models" / name for name in (*WEIGHTS, *CATALOG["HunyuanDiT"])]
+    assert found == [tmp_path / "models" / name for name in (*WEIGHTS, *CATALOG["HunyuanDiT"].weights)]
 
 
 def test_a_package_in_an_archive_serves_as_well(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffsynth.errors import InvalidRequest
 from diffsynth.training import TrainingConfig, read_config
-from diffsynth.training.config import AutoencoderJob, DataConfig, ScheduleConfig
+from diffsynth.training.config import AutoencoderJob, DataConfig, OptimizerConfig, ScheduleConfig
 
 GOOD = """
 seed = 3
@@ -139,3 +140,45 @@ def test_settings_can_be_written_as_json(tmp_path: Path) -> None:
     assert plain["data"]["arguments"] == {"count": 20}
     assert plain["optimizer"]["betas"] == [0.9, 0.95]
     assert plain["denoiser"] is None
+
+
+def test_settings_made_in_python_may_be_paths_and_lists(tmp_path: Path) -> None:
+    job: dict[str, Any] = {"network": tmp_path / "vae.safetensors"}
+    data: dict[str, Any] = {"source": tmp_path, "languages": ["text"], "size": 64, "flip": 1}
+
+    config = TrainingConfig(
+        data=DataConfig(**data), schedule=ScheduleConfig(steps=1), autoencoder=AutoencoderJob(**job)
+    )
+
+    assert config.data == DataConfig(source=str(tmp_path), languages=("text",), size=64, flip=1.0)
+    assert json.loads(json.dumps(config.as_dict()))["autoencoder"]["network"] == str(tmp_path / "vae.safetensors")
+
+
+def test_everything_that_is_wrong_in_python_is_said_at_once() -> None:
+    data: dict[str, Any] = {"source": "x", "size": 40, "fit": "croop", "languages": "text_zh"}
+    optimizer: dict[str, Any] = {"betas": (0.9, 1.5), "learning_rate": float("nan"), "weight_decay": float("inf")}
+
+    with pytest.raises(InvalidRequest) as caught:
+        TrainingConfig(
+            data=DataConfig(**data),
+            schedule=ScheduleConfig(steps=1),
+            autoencoder=AutoencoderJob(network="x"),
+            optimizer=OptimizerConfig(**optimizer),
+            precision="fp16",  # type: ignore[arg-type]
+        )
+
+    said = str(caught.value)
+    for line in (
+        "data.size: must be a multiple of 16, not 40",
+        "data.fit: must be one of crop, stretch, not croop",
+        "data.languages: must be a list, not 'text_zh'",
+        "optimizer.betas: must be from 0 to 0.99999, not (0.9, 1.5)",
+        "optimizer.learning_rate: must be finite, not nan",
+        "optimizer.weight_decay: must be finite, not inf",
+        "precision: must be one of float32, bfloat16, float16, not fp16",
+    ):
+        assert line in said
+
+
+def test_a_mark_that_editors_put_first_is_no_part_of_the_file(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, "\ufeff" + GOOD)).seed == 3

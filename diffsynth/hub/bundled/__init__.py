@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from diffsynth.core.files import replacing
 from diffsynth.errors import DownloadError, listed
-from diffsynth.hub.catalog import CATALOG, TOKENIZERS
+from diffsynth.hub.catalog import CATALOG
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -38,7 +38,8 @@ def unpack(model_id: str, folder: Path) -> list[Path]:
         DownloadError: the package was installed without the model, or a file cannot be written; the message names it.
     """
     files = files_of(model_id)
-    missing = [name for name in (*CATALOG[model_id], *TOKENIZERS[model_id]) if name not in files]
+    model = CATALOG[model_id]
+    missing = [name for name in (*model.weights, *model.vocabularies) if name not in files]
     if missing:
         raise DownloadError(
             f"{model_id} comes with the package, but {len(missing)} of its files are not in this installation, under "
@@ -56,7 +57,7 @@ def unpack(model_id: str, folder: Path) -> list[Path]:
                 f"{model_id} comes with the package, but could not be copied: {place}: {reason}. "
                 "Make room or give permission there, or name another folder with local_dir=."
             ) from error
-    return [folder / name for name in CATALOG[model_id]]
+    return [folder / name for name in model.weights]
 
 
 def files_of(model_id: str) -> dict[str, Traversable]:
