@@ -26,8 +26,7 @@ OPTIONS: dict[Kind, str] = {
     "bpe": "clip_tokenizer= (--clip-tokenizer)",
 }
 _HUNYUAN_DIT = (
-    "of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; "
-    'download_models(["HunyuanDiT"]) fetches both'
+    'of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; download_models(["HunyuanDiT"]) fetches both'
 )
 RELEASES: dict[Kind, str] = {
     "wordpiece": _HUNYUAN_DIT,
