@@ -57,7 +57,7 @@ def run_theirs(
     scheduler.set_timesteps(steps)
     asked = ours.start(steps, denoising_strength=strength, draw_noise=normal(1)).timesteps
     timesteps = scheduler.timesteps[len(scheduler.timesteps) - len(asked) :]
-    latents = noise * scheduler.init_noise_sigma
+    latents: Tensor = noise * scheduler.init_noise_sigma
     if clean is not None:
         scheduler.set_begin_index(len(scheduler.timesteps) - len(asked))
         latents = scheduler.add_noise(clean, noise, timesteps[:1])
