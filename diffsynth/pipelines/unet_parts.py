@@ -45,12 +45,14 @@ def pick(
         AmbiguousModel: there are several.
         InvalidRequest: the one that is named does not fit.
     """
-    if variant is not None:
+    found = [entry for entry in manager if isinstance(entry.module, kind) and fits(entry)]
+    if isinstance(variant, str) and any(entry.answers_to(variant) for entry in found):
+        found = [entry for entry in found if entry.answers_to(variant)]
+    elif variant is not None:
         named = manager.find(kind, variant)
         if not fits(named):
             raise InvalidRequest(f"{named.label} is not {wanted}. Load the files of one release.")
         return named
-    found = [entry for entry in manager if isinstance(entry.module, kind) and fits(entry)]
     if len(found) > 1 and near is not None:
         found = [entry for entry in found if _release(entry) & _release(near)] or found
     if not found:

@@ -98,6 +98,8 @@ def make_encoder(ours: ClipText) -> nn.Module:
     renamed = {key if key in known else key.removeprefix("text_model."): value for key, value in state.items()}
     theirs.load_state_dict({key: value for key, value in renamed.items() if key in known})
     encoder: nn.Module = theirs.eval()
+    if not hasattr(encoder, "text_model"):  # a level that is gone, and that Diffusers asks for with a clip skip
+        encoder.__dict__["text_model"] = encoder
     return encoder
 
 
@@ -124,8 +126,6 @@ def make_scheduler(name: str) -> Any:
             return diffusers.EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
         case "dpm++2m":
             return diffusers.DPMSolverMultistepScheduler(**BETAS)
-        case "unipc":
-            return diffusers.UniPCMultistepScheduler(**BETAS, use_exponential_sigmas=True)
     raise ValueError(name)
 
 
