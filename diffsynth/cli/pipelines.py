@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsynth.errors import DiffSynthError, InvalidRequest, printable
-from diffsynth.pipelines.hunyuan_dit.conventions import conventions_named
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 from diffsynth.pipelines.request import ImageRequest
 from diffsynth.pipelines.sd.conventions import CONVENTIONS as SD_CONVENTIONS
@@ -31,12 +31,14 @@ class Kind:
         request: its settings.
         draws: (family, config) of a network → whether the pipeline has it for its denoiser.
         conventions: returns its conventions by name.
+        home: the module that defines it, imported when it is needed, since that takes a while.
     """
 
     pipeline: str
     request: type[ImageRequest]
     draws: Callable[[str, Any], bool]
     conventions: Callable[[str], Any]
+    home: str
 
     def make(self, manager: ModelManager, conventions: str, options: Mapping[str, Any]) -> Any:
         """Wire the pipeline; options that are None are left to it.
@@ -45,36 +47,49 @@ class Kind:
             InvalidRequest: an option is not one of this pipeline, or networks do not fit.
             ModelNotLoaded: a network is missing.
         """
-        import diffsynth
-
-        build = getattr(diffsynth, self.pipeline).from_model_manager
         given = {name: value for name, value in options.items() if value is not None}
         self.check_options(given)
-        return build(manager, conventions, **given)
+        return self._type.from_model_manager(manager, conventions, **given)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise InvalidRequest if an option that is not None is not one of this pipeline."""
-        import diffsynth
-
-        known = signature(getattr(diffsynth, self.pipeline).from_model_manager).parameters
+        known = signature(self._type.from_model_manager).parameters
         for name, value in options.items():
             if value is not None and name not in known:
                 raise InvalidRequest(f"--{name.replace('_', '-')} is not an option of {self.pipeline}.")
 
+    @property
+    def _type(self) -> Any:
+        return getattr(import_module(self.home), self.pipeline)
+
+
+def _conventions_of_hunyuan_dit(name: str) -> Any:
+    from diffsynth.pipelines.hunyuan_dit.conventions import conventions_named  # imports torch
+
+    return conventions_named(name)
+
 
 KINDS = (
-    Kind("HunyuanDiTImagePipeline", HunyuanDiTRequest, lambda family, _: family == "hunyuan_dit", conventions_named),
+    Kind(
+        "HunyuanDiTImagePipeline",
+        HunyuanDiTRequest,
+        lambda family, _: family == "hunyuan_dit",
+        _conventions_of_hunyuan_dit,
+        "diffsynth.pipelines.hunyuan_dit.pipeline",
+    ),
     Kind(
         "SDImagePipeline",
         SDRequest,
         lambda family, config: family == "unet" and not config.label_size,
         lambda name: choose(SD_CONVENTIONS, name),
+        "diffsynth.pipelines.sd.pipeline",
     ),
     Kind(
         "SDXLImagePipeline",
         SDXLRequest,
         lambda family, config: family == "unet" and bool(config.label_size),
         lambda name: choose(SDXL_CONVENTIONS, name),
+        "diffsynth.pipelines.sdxl.pipeline",
     ),
 )
 USUAL = KINDS[0]
