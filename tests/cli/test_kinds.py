@@ -76,3 +76,11 @@ def test_an_option_of_another_pipeline_is_refused(files: Path, capsys: pytest.Ca
     assert "--beta-end is not an option of SDImagePipeline" in capsys.readouterr().err
     assert run(["generate", "--prompt", "a cat", "--model", model, *SMALL, "--aesthetic-score", "5"]) == 1
     assert "no setting called 'aesthetic_score'" in capsys.readouterr().err
+
+
+def test_inspect_says_that_a_single_file_is_complete(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(files / "sdxl" / "sdxl.safetensors")]) == 0
+
+    out = capsys.readouterr().out
+    assert "SDImagePipeline or SDXLImagePipeline has every network it needs" in out
+    assert "HunyuanDiT" not in out
