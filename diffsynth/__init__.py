@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from diffsynth.manager import ModelManager
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.recipe import save_image
+    from diffsynth.pipelines.sd.pipeline import SDImagePipeline
+    from diffsynth.pipelines.sdxl.pipeline import SDXLImagePipeline
 
 __version__ = "0.1.0"
 
@@ -23,6 +25,8 @@ __all__ = [
     "DiffSynthError",
     "HunyuanDiTImagePipeline",
     "ModelManager",
+    "SDImagePipeline",
+    "SDXLImagePipeline",
     "__version__",
     "download_model",
     "download_models",
@@ -34,6 +38,8 @@ _HOMES = {
     "DiffSynthError": "diffsynth.errors",
     "HunyuanDiTImagePipeline": "diffsynth.pipelines.hunyuan_dit.pipeline",
     "ModelManager": "diffsynth.manager",
+    "SDImagePipeline": "diffsynth.pipelines.sd.pipeline",
+    "SDXLImagePipeline": "diffsynth.pipelines.sdxl.pipeline",
     "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
     "open_checkpoint": "diffsynth.core.checkpoint",

@@ -150,7 +150,8 @@ class ModelManager:
 
         Args:
             kind: a class, or a family's name such as ``hunyuan_dit`` or ``sdxl_vae``.
-            variant: which of several, by the name or path of its file, its prefix, or its index among them.
+            variant: which of several, by the name or path of its file, its prefix, the version its family tells
+                (such as ``SDXL refiner``), or its index among them.
 
         Raises:
             ModelNotLoaded: there is none.

@@ -19,13 +19,19 @@ from diffsynth import download_models
 from diffsynth.cli import run
 from diffsynth.hub.bundled import files_of
 from examples.random_models import write_models
+from examples.random_stable_diffusion import write_single_file
 from tests.hub.standin import Hub
 
 REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 BUNDLED = "HunyuanDiT-Emoji"
-ARGUMENTS = {"random_models.py": ["random"]}
-LONGER = ("random_models.py", "contact_sheet.py")  # programs more than examples
+ARGUMENTS = {"random_models.py": ["random"], "random_stable_diffusion.py": ["random"]}
+SINGLE_FILES = {
+    "sd15": "models/stable_diffusion/v1-5-pruned-emaonly.safetensors",
+    "sdxl": "models/stable_diffusion_xl/sd_xl_base_1.0.safetensors",
+    "sdxl-refiner": "models/stable_diffusion_xl/sd_xl_refiner_1.0.safetensors",
+}
+LONGER = ("random_models.py", "random_stable_diffusion.py", "contact_sheet.py")  # programs more than examples
 SMALLER = (
     ('device="cuda"', 'device="cpu"'),
     ("torch.float16", "torch.float32"),
@@ -69,6 +75,9 @@ def folder(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _, text in blocks("toml"):
         (root / text.splitlines()[0].removeprefix("# ")).write_text(smaller(text), "utf-8")
     write_pictures(root / "pictures")
+    for name, path in SINGLE_FILES.items():
+        file = write_single_file((root / path).parent, name)
+        file.rename(root / path)
     if files_of(BUNDLED):
         download_models([BUNDLED], local_dir=root / "models")
     return root

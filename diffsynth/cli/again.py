@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsynth.errors import InvalidRequest, listed, printable
-from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from diffsynth.cli.pipelines import kind_named
+from diffsynth.errors import InvalidRequest, listed
 
 if TYPE_CHECKING:
     from diffsynth.manager import ModelManager
-
-PIPELINE = "HunyuanDiTImagePipeline"
 
 
 def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -30,13 +28,10 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     from diffsynth.pipelines.recipe import read_recipe, request_from
 
     recipe = read_recipe(like)
-    if recipe["pipeline"] != PIPELINE:
-        raise InvalidRequest(
-            f"{like} was drawn by {printable(recipe['pipeline'])}; this command draws with {PIPELINE}."
-        )
+    kind = kind_named(recipe["pipeline"], like)
     for name in given:
         recipe["request"].pop(name, None)
-    settings = request_from(recipe, HunyuanDiTRequest)
+    settings = request_from(recipe, kind.request)
     return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}
 
 

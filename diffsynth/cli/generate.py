@@ -21,14 +21,15 @@ import typer
 
 from diffsynth.cli.again import compare_files, load_again, read_again, vocabulary_of
 from diffsynth.cli.options import Debug, Kinds, Verbose, expanded
+from diffsynth.cli.pipelines import USUAL, Kind, all_settings, kind_named, kind_of
 from diffsynth.errors import Cancelled, InvalidRequest, printable
-from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from diffsynth.manager import ModelManager
     from diffsynth.pipelines.denoise import StepReport
+    from diffsynth.pipelines.request import ImageRequest
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -44,6 +45,7 @@ OPTION_TYPES: dict[str, Any] = {
     "Image | None": Path | None,
     "tuple[str, ...]": list[str] | None,
     "tuple[float, ...]": list[float] | None,
+    "tuple[int, ...]": tuple[int, int] | None,
     "tuple[Image, ...]": list[Path] | None,
 }
 SHORT = {
@@ -64,9 +66,10 @@ def generate(
     like: Annotated[Path | None, typer.Option(help="Draw a PNG of ours again; other options change it.")] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
-    conventions: Annotated[str | None, typer.Option(help="diffsynth, original or diffusers.")] = None,
+    conventions: Annotated[str | None, typer.Option(help="diffsynth, diffusers, original, sgm or turbo.")] = None,
     beta_end: Annotated[float | None, typer.Option(help="Last beta of the noise schedule.")] = None,
-    clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt or its folder.")] = None,
+    refiner: Annotated[bool, typer.Option("--refiner", help="Let the SDXL refiner among the files finish.")] = False,
+    clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, vocab.json, or its folder.")] = None,
     t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu; the best there is by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
@@ -75,7 +78,7 @@ def generate(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    """Draw images with HunyuanDiT.
+    """Draw images with HunyuanDiT, Stable Diffusion or SDXL, whichever the files hold.
 
     Without --model the files that download_models(["HunyuanDiT"]) puts under models/ are taken.
     """
@@ -89,22 +92,23 @@ def generate(
     beta_end = recipe.get("beta_end") if beta_end is None else beta_end
     call = {**recipe.get("settings", {}), **given}
     call.setdefault("seed", secrets.randbelow(2**32))
-    requests = _requests(prompt or [recipe["prompt"]], num_images, call, conventions, beta_end)
+    paths = [*(model or []), *(files or [])]
+    kind = kind_named(recipe["pipeline"], like) if recipe else kind_of(expanded(paths, kinds)) if paths else USUAL
+    options = {"beta_end": beta_end, "refiner": refiner or recipe.get("refined") or None}
+    options |= {"clip_tokenizer": clip_tokenizer, "t5_tokenizer": t5_tokenizer}
+    kind.check_options(options)
+    requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, beta_end)
     outputs = [output]
     if len(requests) > 1:
         outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]
     for path in outputs:
         _check_output(path)
-    from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.recipe import save_image
 
-    pipe = HunyuanDiTImagePipeline.from_model_manager(
-        _load([*(model or []), *(files or [])], recipe, device, dtype, kinds),
-        conventions,
-        beta_end=beta_end,
-        clip_tokenizer=clip_tokenizer or vocabulary_of(recipe, "clip_tokenizer"),
-        t5_tokenizer=t5_tokenizer or vocabulary_of(recipe, "t5_tokenizer"),
-    )
+    manager = _load(paths, recipe, device, dtype, kinds)
+    for role in ("clip_tokenizer", "t5_tokenizer"):
+        options[role] = options[role] or vocabulary_of(recipe, role)
+    pipe = kind.make(manager, conventions, options)
     pipe.latent_scale = recipe.get("latent_scale", pipe.latent_scale)
     for start in range(0, len(requests), batch_size):
         part = requests[start : start + batch_size]
@@ -116,27 +120,34 @@ def generate(
 
 
 def _requests(
-    prompts: list[str], count: int, settings: dict[str, Any], conventions: str, beta_end: float | None
-) -> list[HunyuanDiTRequest]:
+    kind: Kind,
+    prompts: list[str],
+    count: int,
+    settings: dict[str, Any],
+    conventions: str,
+    beta_end: float | None,
+) -> list[ImageRequest]:
     """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
     from diffsynth.pipelines.base import make_requests
-    from diffsynth.pipelines.hunyuan_dit.conventions import conventions_named
-    from diffsynth.pipelines.hunyuan_dit.pipeline import BETA_START
     from diffsynth.schedulers.catalog import make_scheduler
 
-    chosen = conventions_named(conventions)
-    requests: list[HunyuanDiTRequest] = make_requests(HunyuanDiTRequest, prompts, count, {**settings})
+    chosen = kind.conventions(conventions)
+    requests: list[ImageRequest] = make_requests(kind.request, prompts, count, {**settings})
     name = requests[0].scheduler or chosen.scheduler
     scheduler = make_scheduler(
         chosen.samplers.get(name, name),
-        beta_start=BETA_START,
+        beta_start=0.00085,  # any schedule does, unless one is asked for
         beta_end=0.018 if beta_end is None else beta_end,
         prediction="velocity",
         spacing=requests[0].spacing,
     )
     steps = requests[0].num_inference_steps or chosen.num_inference_steps
-    scheduler.start(steps, denoising_strength=requests[0].denoising_strength)
+    scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=_no_noise)
     return requests
+
+
+def _no_noise() -> Any:
+    raise AssertionError("noise is drawn by steps only")
 
 
 def _check_output(path: Path) -> None:
@@ -174,7 +185,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     own = signature(command, eval_str=True)
     fixed = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
     options = []
-    for name, field in HunyuanDiTRequest.settings().items():
+    for name, field in all_settings().items():
         if name == "prompt":
             continue
         names = [SHORT[name]] if name in SHORT else []
@@ -194,7 +205,7 @@ _with_settings(generate)
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that were given, pictures opened."""
-    fields = HunyuanDiTRequest.settings()
+    fields = all_settings()
     return {
         name: _opened(value) if "Image" in str(fields[name].type) else value
         for name, value in settings.items()

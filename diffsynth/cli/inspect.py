@@ -66,16 +66,20 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
     return row
 
 
+UNET_NEEDS = ("unet", "clip", "autoencoder_kl")
+
+
 def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Return, for each pipeline that one of the networks is for, the networks that it still needs."""
     from diffsynth.pipelines.hunyuan_dit.parts import NEEDS
 
     have = {network["family"] for row in rows for network in row["networks"]}
-    needs = {"HunyuanDiTImagePipeline": NEEDS}
+    pipelines = {"HunyuanDiTImagePipeline": NEEDS, "SDImagePipeline or SDXLImagePipeline": UNET_NEEDS}
+    shared = {*NEEDS} & {*UNET_NEEDS}  # says nothing about which of them is meant
     return {
         name: [family for family in families if family not in have]
-        for name, families in needs.items()
-        if have & {*families}
+        for name, families in pipelines.items()
+        if have & {*families} - shared
     }
 
 

@@ -95,9 +95,9 @@ class LoadedModel(Generic[M]):
         return True
 
     def answers_to(self, variant: str) -> bool:
-        """Whether a variant means this network: its path, its file's name with or without ending, or its prefix."""
-        path = self.path
-        return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."))
+        """Whether a variant means this network: path, file name with or without ending, prefix, or its version."""
+        path, version = self.path, self.family.version(self.config)
+        return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."), version)
 
 
 def _resolved(checkpoint: Checkpoint) -> list[Path]:

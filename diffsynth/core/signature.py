@@ -45,8 +45,9 @@ class Signature:
     Args:
         required: key pattern → dimensions. A name is measured and must agree wherever it appears, a number
             must be that number, ``"_"`` is not checked. A name may hold a field: ``"width{level}"`` measures
-            ``width0``, ``width1``… The first pattern is the anchor: whatever stands before it in a key is the
-            prefix under which the network lies.
+            ``width0``, ``width1``… A last ``"*name"`` stands for all dimensions that follow and measures how many
+            they are, such as 0 for a linear layer and 2 for a convolution. The first pattern is the anchor: whatever
+            stands before it in a key is the prefix under which the network lies.
         optional: patterns that are measured when they are there.
         absent: patterns that belong to another network which has everything else in common.
     """
@@ -128,13 +129,18 @@ class _Ruler:
     def _measure(self, key: str, spec: TensorSpec, dims: Dims, fields: Mapping[str, int]) -> None:
         for name, number in fields.items():
             self._numbers.setdefault(name, set()).add(number)
-        if len(spec.shape) != len(dims):
+        shape, last = spec.shape, dims[-1] if dims else ""
+        if isinstance(last, str) and last.startswith("*"):
+            dims = dims[:-1]
+            self._agree(key_pattern(last[1:]).fill(fields), max(len(shape) - len(dims), 0), key)
+            shape = shape[: len(dims)]
+        if len(shape) != len(dims):
             self.conflicts.append(f"{key} has shape {spec.shape}, {len(dims)} dimensions were expected")
             return
         if 0 in spec.shape:
             self.conflicts.append(f"{key} has shape {spec.shape}, which is empty")
             return
-        for dim, size in zip(dims, spec.shape, strict=True):
+        for dim, size in zip(dims, shape, strict=True):
             if isinstance(dim, int):
                 if dim != size:
                     self.conflicts.append(f"{key} has shape {spec.shape}, expected {dim} where it has {size}")

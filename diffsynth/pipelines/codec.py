@@ -57,11 +57,15 @@ class ImageCodec:
         Raises:
             NonFiniteResult: numbers overflowed, in float32 too.
         """
+        return self.encode_pixels(image_to_pixels(image, height, width), noise=noise, tiles=tiles)
+
+    def encode_pixels(self, pixels: Tensor, *, noise: Noise, tiles: Tiles | None) -> Tensor:
+        """Return the scaled latents of (1, 3, height, width) pixels in [-1, 1]; see ``encode``."""
 
         def compute() -> tuple[Posterior, str | None]:
-            pixels = image_to_pixels(image, height, width).to(next(self.vae.parameters()))
+            values = pixels.to(next(self.vae.parameters()))
             whole = self.vae.encode
-            found = whole(pixels) if tiles is None else encode_tiled(self.vae, pixels, tiles.size, tiles.stride)
+            found = whole(values) if tiles is None else encode_tiled(self.vae, values, tiles.size, tiles.stride)
             good = found.mean.isfinite().all() and found.std.isfinite().all()
             return found, None if good else "encoding the input image"
 

@@ -27,6 +27,7 @@ class StepReport:
 
 
 OnStep: TypeAlias = Callable[[int, Tensor], None]
+Keep: TypeAlias = Callable[[Tensor, int], Tensor]
 Progress: TypeAlias = Callable[[Iterable[float]], Iterable[float]]
 
 
@@ -35,7 +36,13 @@ def no_report(step: int, latents: Tensor) -> None:
 
 
 def denoise(
-    predict: Predict, latents: Tensor, run: SchedulerRun, *, progress: Progress = iter, on_step: OnStep = no_report
+    predict: Predict,
+    latents: Tensor,
+    run: SchedulerRun,
+    *,
+    progress: Progress = iter,
+    on_step: OnStep = no_report,
+    keep: Keep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Walk from noise to clean latents. Every pipeline uses this loop.
 
@@ -45,6 +52,7 @@ def denoise(
         run: the steps of a scheduler.
         progress: wraps the timesteps, as tqdm does.
         on_step: called after each step; whatever it raises stops the loop.
+        keep: (latents, step) → the latents to go on with after a step, such as with parts of another image put back.
 
     Returns:
         The clean latents, and for each step and image whether all values were finite, (steps, B) bool. The second
@@ -53,6 +61,8 @@ def denoise(
     finite = torch.ones(len(run.timesteps), len(latents), dtype=torch.bool, device=latents.device)
     for step in _steps(run, progress):
         latents = run.step(predict(latents, step), latents, step)
+        if keep is not None:
+            latents = keep(latents, step)
         finite[step] = latents.isfinite().flatten(1).all(dim=1)
         on_step(step, latents)
     return latents, finite
@@ -67,3 +77,12 @@ def _steps(run: SchedulerRun, progress: Progress) -> Iterator[int]:
         raise DiffSynthError(
             f"progress_bar_cmd passed on {done} of {len(run.timesteps)} timesteps; it must pass on every one of them."
         )
+
+
+def first_bad(good: Tensor) -> str | None:
+    """Return the step and the image where (steps, B) bool first is False, in words; None if it nowhere is."""
+    bad = (~good).nonzero()
+    if not len(bad):
+        return None
+    step, image = (int(number) for number in bad[0])
+    return f"denoising, step {step + 1} of {len(good)}" + (f", image {image + 1}" if good.shape[1] > 1 else "")

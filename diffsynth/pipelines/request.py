@@ -64,6 +64,11 @@ class ImageRequest:
         """
         return cls(**resolve_names(settings, tuple(cls.settings())))
 
+    def wanted_size(self, usual: int) -> tuple[int, int]:
+        """Return the height and width asked for: by default those of the input image, else ``usual``."""
+        image = self.input_image
+        return self.height or (image.height if image else usual), self.width or (image.width if image else usual)
+
     def __post_init__(self) -> None:
         for name, each in self.settings().items():
             if getattr(self, name) is None and each.default is not None:

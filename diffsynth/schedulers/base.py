@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from diffsynth.schedulers.betas import CLEAN, TRAIN_TIMESTEPS, BetaSchedule, Lev
 from diffsynth.schedulers.spacing import Spacing
 
 Prediction: TypeAlias = Literal["velocity", "epsilon", "sample"]
+History: TypeAlias = Literal["data", "noise"]
 FinalSigma: TypeAlias = Literal["zero", "sigma_min"]
 DrawNoise: TypeAlias = Callable[[], Tensor]
 
@@ -30,7 +31,7 @@ class Mix:
 
     Args:
         sample: weight of the latents the step starts from.
-        data: weights of the data predictions, the newest first.
+        data: weights of the data predictions (for some solvers, of the noise predictions), the newest first.
     """
 
     sample: float
@@ -79,11 +80,19 @@ class SchedulerRun:
     """One walk from noise to clean latents, with the history a multistep solver needs. Use it for one batch only.
 
     ``timesteps`` are the training timesteps to ask the network at, first to last; ``levels`` their noise levels and
-    the final one; ``stochastic`` tells whether steps draw noise.
+    the final one; ``stochastic`` tells whether steps draw noise; ``noise_scale`` is what N(0, 1) noise is multiplied
+    by to start from it.
     """
 
     def __init__(
-        self, grid: Grid, updates: Sequence[Update], prediction: Prediction, draw_noise: DrawNoise | None = None
+        self,
+        grid: Grid,
+        updates: Sequence[Update],
+        prediction: Prediction,
+        draw_noise: DrawNoise | None = None,
+        *,
+        history: History = "data",
+        noise_scale: float = 1.0,
     ) -> None:
         self.timesteps = grid.timesteps
         self.levels = grid.levels
@@ -91,7 +100,9 @@ class SchedulerRun:
         if self.stochastic and draw_noise is None:
             raise ValueError("this scheduler adds noise at each step: start() needs draw_noise")
         self._updates = tuple(updates)
-        self._to_data = tuple(_data_weights(level, prediction) for level in grid.levels[:-1])
+        self.noise_scale = noise_scale
+        weights = _data_weights if history == "data" else _noise_weights
+        self._to_data = tuple(weights(level, prediction) for level in grid.levels[:-1])
         self._draw_noise = draw_noise
         mixes = [mix for update in updates for mix in (update.advance, update.correct) if mix is not None]
         self._memory = max(len(mix.data) for mix in mixes)
@@ -134,17 +145,18 @@ class SchedulerRun:
         self._next = step + 1
         return result
 
-    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """Bring clean latents to the level of the first timestep.
+    def add_noise(self, clean: Tensor, noise: Tensor, step: int = 0) -> Tensor:
+        """Bring clean latents to the level that a step starts from, by default the first.
 
         Args:
             clean: (B, C, H, W), latents of the input image.
             noise: N(0, 1) of the same shape, on any device.
+            step: index into ``levels``.
 
         Returns:
             ``alpha * clean + sigma * noise``, in the dtype and on the device of ``clean``.
         """
-        level = self.levels[0]
+        level = self.levels[step]
         return (clean * level.alpha).add_(_like(noise, clean), alpha=level.sigma)
 
 
@@ -164,6 +176,8 @@ class Scheduler(ABC):
     Raises:
         InvalidRequest: a value is unknown or out of range.
     """
+
+    history: ClassVar[History] = "data"  # what the weights of a step's mix are for
 
     beta_start: float = 0.00085
     beta_end: float
@@ -209,11 +223,26 @@ class Scheduler(ABC):
         if not 0.0 < denoising_strength <= 1.0:
             raise InvalidRequest(f"denoising_strength is {denoising_strength}; it must be above 0 and at most 1.")
         schedule = self.noise_schedule
-        timesteps = self.spacing.timesteps(num_inference_steps, denoising_strength, schedule)
+        timesteps = self.visits(self.spacing.timesteps(num_inference_steps, denoising_strength, schedule))
         end = CLEAN if self.final_sigma == "zero" else schedule.level(0)
         levels = (*map(schedule.level, timesteps), end)
         grid = Grid(timesteps, levels, num_inference_steps)
-        return SchedulerRun(grid, self.plan(grid), self.prediction, draw_noise)
+        return SchedulerRun(
+            grid,
+            self.plan(grid),
+            self.prediction,
+            draw_noise,
+            history=self.history,
+            noise_scale=self.noise_scale(grid),
+        )
+
+    def visits(self, timesteps: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the timesteps at which the network is asked, made from those of the spacing."""
+        return timesteps
+
+    def noise_scale(self, grid: Grid) -> float:
+        """Return what N(0, 1) noise is multiplied by to start a run from it."""
+        return 1.0
 
     @abstractmethod
     def plan(self, grid: Grid) -> list[Update]:
@@ -231,6 +260,15 @@ def _data_weights(level: Level, prediction: Prediction) -> tuple[float, float]:
     if prediction == "epsilon":
         return 1.0 / level.alpha, -level.sigma / level.alpha
     return 0.0, 1.0
+
+
+def _noise_weights(level: Level, prediction: Prediction) -> tuple[float, float]:
+    """Return the weights of latents and prediction whose sum is the predicted noise."""
+    if prediction == "velocity":
+        return level.sigma, level.alpha
+    if prediction == "epsilon":
+        return 0.0, 1.0
+    return 1.0 / level.sigma, -level.alpha / level.sigma
 
 
 def _like(noise: Tensor, latents: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from diffsynth.schedulers.betas import BetaSchedule
 from diffsynth.schedulers.ddim import DDIMScheduler
 from diffsynth.schedulers.ddpm import DDPMScheduler
 from diffsynth.schedulers.dpm_solver import DPMSolverScheduler
+from diffsynth.schedulers.euler import EulerScheduler
+from diffsynth.schedulers.pndm import PNDMScheduler
 from diffsynth.schedulers.spacing import SPACINGS, EndToEnd, Leading, Linspace, LogUniform, Spacing
 from diffsynth.schedulers.unipc import UniPCScheduler
 
@@ -26,6 +28,10 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "dpm++2m_sde": partial(DPMSolverScheduler, order=2, stochastic=True, spacing=Linspace()),
     "dpm++3m": partial(DPMSolverScheduler, order=3, spacing=Linspace()),
     "dpm++3m_exact": partial(DPMSolverScheduler, order=3, integration="exact", spacing=Linspace()),
+    # those that Stable Diffusion and SDXL came with
+    "euler": partial(EulerScheduler, spacing=Leading(steps_offset=1)),
+    "euler_a": partial(EulerScheduler, eta=1.0, spacing=Leading(steps_offset=1)),
+    "pndm": PNDMScheduler,
     # the one we recommend
     "unipc": partial(UniPCScheduler, order=2, spacing=LogUniform()),
 }

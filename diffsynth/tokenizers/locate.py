@@ -8,19 +8,31 @@ from typing import Literal
 
 from diffsynth.errors import TokenizerNotFound
 
-Kind = Literal["wordpiece", "sentencepiece"]
+Kind = Literal["wordpiece", "sentencepiece", "bpe"]
 
 FILE_NAMES: dict[Kind, tuple[str, ...]] = {
     "wordpiece": ("vocab.txt",),
     "sentencepiece": ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    "bpe": ("vocab.json", "tokenizer.json"),
 }
 FOLDERS: dict[Kind, tuple[str, ...]] = {
     "wordpiece": ("tokenizer", "tokenizer_2", "clip_text_encoder"),
     "sentencepiece": ("tokenizer_2", "mt5", "tokenizer"),
+    "bpe": ("tokenizer", "tokenizer_2", "clip"),
 }
 OPTIONS: dict[Kind, str] = {
     "wordpiece": "clip_tokenizer= (--clip-tokenizer)",
     "sentencepiece": "t5_tokenizer= (--t5-tokenizer)",
+    "bpe": "clip_tokenizer= (--clip-tokenizer)",
+}
+_HUNYUAN_DIT = (
+    'of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; download_models(["HunyuanDiT"]) fetches both'
+)
+RELEASES: dict[Kind, str] = {
+    "wordpiece": _HUNYUAN_DIT,
+    "sentencepiece": _HUNYUAN_DIT,
+    "bpe": "of Stable Diffusion 1.5 and SDXL it is tokenizer/vocab.json, with merges.txt beside it; "
+    "openai/clip-vit-large-patch14 has the same two files",
 }
 REFUSED = "vocab_org.txt"  # an older, shorter vocabulary that some releases carry beside the right one
 
@@ -47,8 +59,7 @@ def locate_vocabulary(kind: Kind, checkpoint_path: Path, explicit: Path | None =
         f"{kind} vocabulary ({' or '.join(FILE_NAMES[kind])})",
         looked,
         f"Put the file into one of these places, or give its path as {OPTIONS[kind]}. It belongs to the release of "
-        "the weights: of HunyuanDiT it is t2i/tokenizer/vocab.txt or t2i/mt5/spiece.model; "
-        'download_models(["HunyuanDiT"]) fetches both.',
+        f"the weights: {RELEASES[kind]}.",
     )
 
 

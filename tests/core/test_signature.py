@@ -96,6 +96,26 @@ def test_a_name_with_a_field_is_measured_for_each_number() -> None:
     assert match.sizes == {"width0": 4, "width1": 6}
 
 
+@pytest.mark.parametrize(("shape", "count"), [((4, 6), 0), ((4, 6, 1, 1), 2)])
+def test_dimensions_that_a_star_stands_for_are_counted(shape: tuple[int, ...], count: int) -> None:
+    signature = Signature({"proj.weight": ("out", "in", "*kernel")})
+
+    match = signature.measure(header({"proj.weight": shape}), "")
+
+    assert match.complete
+    assert match.sizes == {"out": 4, "in": 6, "kernel": count}
+
+
+def test_a_star_stands_for_the_same_number_everywhere_and_for_no_fewer_than_none() -> None:
+    signature = Signature({"proj.{i}.weight": ("_", "_", "*kernel")})
+
+    differing = signature.measure(header({"proj.0.weight": (4, 6), "proj.1.weight": (4, 6, 1)}), "")
+    fewer = signature.measure(header({"proj.0.weight": (4,)}), "")
+
+    assert "kernel is 0 in proj.0.weight, but 1 in proj.1.weight" in differing.conflicts[0]
+    assert "has shape (4,), 2 dimensions were expected" in fewer.conflicts[0]
+
+
 def test_what_is_optional_is_measured_where_it_is() -> None:
     assert "extra" not in SIGNATURE.measure(header(SHAPES), "").sizes
     assert SIGNATURE.measure(header({**SHAPES, "extra.weight": (9,)}), "").sizes["extra"] == 9

@@ -83,7 +83,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "height": (0, 15, 16385, 64.5, "64", True),
     "width": (0, 15, 16385, 64.5),
     "num_inference_steps": (0, 1001, 2.5),
-    "scheduler": ("euler", "DDIM ", 3),
+    "scheduler": ("heun", "DDIM ", 3),
     "seed": (-1, 2**63, 1.5, "7", True, [1, 2]),
     "input_image": ("panda.png", torch.zeros(3, 64, 96)),
     "denoising_strength": (0, 1.5, 0.5),  # the last lacks an input image

@@ -226,7 +226,7 @@ def test_noise_is_added_to_the_level_of_the_first_timestep(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_only_stochastic_runs_draw_noise_and_they_insist_on_a_source(name: str) -> None:
-    if name in ("ddpm", "dpm++2m_sde"):
+    if name in ("ddpm", "dpm++2m_sde", "euler_a"):
         assert scheduler(name).start(3, draw_noise=noise_source(1)).stochastic
         with pytest.raises(ValueError, match="needs draw_noise"):
             scheduler(name).start(3)

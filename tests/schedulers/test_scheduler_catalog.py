@@ -48,7 +48,7 @@ def test_final_sigma_and_beta_schedule_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "euler"}, "unknown scheduler 'euler'; known are: ddim_diffsynth, ddim, ddpm, dpmms,"),
+        ({"name": "heun"}, "unknown scheduler 'heun'; known are: ddim_diffsynth, ddim, ddpm, dpmms,"),
         ({"spacing": "even"}, "unknown spacing 'even'; known are: trailing, leading,"),
         ({"prediction": "noise"}, "unknown prediction 'noise'; known are: velocity, epsilon, sample"),
         ({"final_sigma": "none"}, "unknown final_sigma 'none'; known are: zero, sigma_min"),

@@ -11,8 +11,9 @@ from diffsynth.errors import UnsupportedCheckpoint, listed
 
 logger = logging.getLogger(__name__)
 
-# Where tensors may lie below the top, the preferred first: averaged weights draw better images.
-WRAPPERS = ("ema", "params_ema", "state_dict", "model_state_dict", "model", "module", "state")
+# Where tensors may lie below the top, the preferred first: averaged weights draw better images. The last is where
+# textual inversions have theirs.
+WRAPPERS = ("ema", "params_ema", "state_dict", "model_state_dict", "model", "module", "state", "string_to_param")
 
 
 def find_tensors(top: object, path: Path) -> tuple[dict[str, TensorView], str]:

@@ -24,7 +24,7 @@ from diffsynth.models.hunyuan_dit.tiled import TokenTiling
 from diffsynth.models.mt5.model import MT5Encoder
 from diffsynth.pipelines.base import ImagePipeline, Monitor
 from diffsynth.pipelines.codec import ImageCodec, Tiles
-from diffsynth.pipelines.denoise import Predict, denoise
+from diffsynth.pipelines.denoise import Predict, denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance, Region
 from diffsynth.pipelines.hunyuan_dit.conventions import Conventions, conventions_named
 from diffsynth.pipelines.hunyuan_dit.parts import check_fit, check_loaded
@@ -160,7 +160,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     def complete(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
         conventions = self.conventions
         multiple = self.vae.config.downscale * self.denoiser.config.patch_size
-        height, width = conventions.size(*_wanted_size(request), multiple, binning=request.resolution_binning)
+        height, width = conventions.size(*request.wanted_size(1024), multiple, binning=request.resolution_binning)
         return replace(
             request,
             height=height,
@@ -174,7 +174,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
 
     @override
     def remark(self, request: HunyuanDiTRequest, complete: HunyuanDiTRequest) -> None:
-        wanted, size = _wanted_size(request), (complete.height, complete.width)
+        wanted, size = request.wanted_size(1024), (complete.height, complete.width)
         if size != wanted:
             logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, *size)
         image = request.input_image
@@ -261,7 +261,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         predict = self._predictor(plan, self._guidance(request, height, width), len(requests), tile)
         on_step = monitor.on_step(run.timesteps, LatentPreview(self.vae, self.latent_scale))
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
-        return latents, _first_bad(good)
+        return latents, first_bad(good)
 
     def _texts(self, requests: Sequence[HunyuanDiTRequest]) -> list[str]:
         """Return the prompt of every row the denoiser is run on: negative, positive, each local prompt, per image."""
@@ -324,20 +324,5 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         return predict
 
 
-def _wanted_size(request: HunyuanDiTRequest) -> tuple[int, int]:
-    """Return the height and width asked for, by default those of the input image."""
-    image = request.input_image
-    return request.height or (image.height if image else 1024), request.width or (image.width if image else 1024)
-
-
 def _tiles(request: HunyuanDiTRequest) -> Tiles | None:
     return Tiles(request.tile_size, request.tile_stride) if request.tiled else None
-
-
-def _first_bad(good: Tensor) -> str | None:
-    """Return the step and the image where (steps, B) bool first is False."""
-    bad = (~good).nonzero()
-    if not len(bad):
-        return None
-    step, image = (int(number) for number in bad[0])
-    return f"denoising, step {step + 1} of {len(good)}" + (f", image {image + 1}" if good.shape[1] > 1 else "")

@@ -1,0 +1,1 @@
+"""SDXL, base, turbo and refiner: prompts to images."""

@@ -1,0 +1,132 @@
+"""SDXL, base, turbo and refiner: prompts to images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import Self, override
+
+from diffsynth.manager import ModelManager
+from diffsynth.models.unet.model import UNet
+from diffsynth.pipelines.clip_prompt import BANG, ClipReader, tokenizer_for
+from diffsynth.pipelines.sdxl.conventions import CONVENTIONS
+from diffsynth.pipelines.sdxl.parts import find_parts, numbers_of
+from diffsynth.pipelines.sdxl.request import SDXLRequest
+from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
+from diffsynth.pipelines.unet_conventions import choose
+from diffsynth.pipelines.unet_parts import prediction_of
+from diffsynth.pipelines.unet_predict import Row
+from diffsynth.schedulers.betas import TRAIN_TIMESTEPS
+
+LATENT_SCALE = 0.13025  # no file tells it
+
+
+@dataclass(kw_only=True, eq=False)
+class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
+    """Draws with SDXL (arXiv 2307.01952); make it with ``from_model_manager``.
+
+    Args:
+        refiner: takes over from the denoiser at ``refiner_start`` of the schedule; None for none.
+    """
+
+    request_type: ClassVar[type[SDXLRequest]] = SDXLRequest
+
+    latent_scale: float = LATENT_SCALE
+    refiner: UNet | None = None
+
+    @classmethod
+    def from_model_manager(
+        cls,
+        manager: ModelManager,
+        conventions: str = "diffsynth",
+        *,
+        denoiser: str | int | None = None,
+        clip: str | int | None = None,
+        clip_2: str | int | None = None,
+        vae: str | int | None = None,
+        refiner: str | int | bool | None = None,
+        prediction: str | None = None,
+        clip_tokenizer: str | PathLike[str] | None = None,
+    ) -> Self:
+        """Wire loaded networks into a pipeline.
+
+        Args:
+            manager: has loaded the denoiser, both text encoders and the autoencoder. A refiner alone, which paints
+                over an input image, needs the second text encoder only.
+            conventions: ``diffsynth`` (what DiffSynth 1.x did), ``diffusers``, ``sgm`` (Stability's own program) or
+                ``turbo`` (one step without guidance, for SDXL turbo).
+            denoiser: which one, if several fit: the name of its file or folder, its version or its index.
+            clip: which first text encoder, likewise.
+            clip_2: which second text encoder, the one with a projection, likewise.
+            vae: which autoencoder, likewise; by default that of the denoiser's release.
+            refiner: which network takes over at ``refiner_start`` of the schedule; True for the one that fits.
+            prediction: "epsilon" or "velocity"; by default as the file's marks say.
+            clip_tokenizer: vocab.json or its folder; by default looked for near the text encoders' files.
+
+        Raises:
+            ModelNotLoaded: a network is missing.
+            AmbiguousModel: several networks of a kind fit and none is named.
+            TokenizerNotFound: the vocabulary is nowhere; the message lists the places.
+            InvalidRequest: unknown conventions, or networks that do not fit each other.
+        """
+        chosen = choose(CONVENTIONS, conventions)
+        parts = find_parts(manager, denoiser=denoiser, clip=clip, clip_2=clip_2, vae=vae, refiner=refiner)
+        readers: tuple[ClipReader, ...] = (
+            ClipReader(
+                name="the second text encoder",
+                encoder=parts.clip_2.module,
+                tokenizer=tokenizer_for(parts.clip_2, clip_tokenizer, padding=BANG),
+                final_norm=False,
+            ),
+        )
+        if parts.clip is not None:
+            first = ClipReader(
+                name="the first text encoder",
+                encoder=parts.clip.module,
+                tokenizer=tokenizer_for(parts.clip, clip_tokenizer),
+                final_norm=False,
+                first_layer=2,
+            )
+            readers = (first, *readers)
+        return cls(
+            denoiser=parts.denoiser.module,
+            readers=readers,
+            vae=parts.vae.module,
+            conventions=chosen,
+            prediction=prediction_of(parts.denoiser, prediction),
+            refiner=None if parts.refiner is None else parts.refiner.module,
+            loaded=parts.all,
+        )
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "refined": self.refiner is not None}
+
+    @override
+    def denoisers(self, request: SDXLRequest) -> tuple[tuple[UNet, float], ...]:
+        first = super().denoisers(request)
+        if self.refiner is None or request.refiner_start == 1:
+            return first
+        cut = round(TRAIN_TIMESTEPS * (1 - request.refiner_start))
+        return (*first, (self.refiner, float(cut)))
+
+    @override
+    def clip_skips(self, request: SDXLRequest, *, negative: bool) -> tuple[int, ...]:
+        skips = (1, 2) if negative else (request.clip_skip, request.clip_skip_2)
+        return skips[-len(self.readers) :]
+
+    @override
+    def row(self, unet: UNet, text: Text, features: Features, request: SDXLRequest) -> Row:
+        prompt, negative = text
+        second = features[-1]
+        assert second.pooled is not None
+        refines = unet.config.context_size == second.hidden.shape[-1]
+        context = second.hidden if refines else torch.cat([each.hidden for each in features], dim=-1)
+        pooled = second.pooled
+        if prompt is None and not refines:  # a refiner was trained to read the empty text
+            context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
+        count = numbers_of(unet.config, pooled.shape[-1])
+        return Row(context, pooled, request.numbers(count, negative=negative))

@@ -1,0 +1,265 @@
+"""What Stable Diffusion and SDXL share: prompts and a UNet make an image, from noise or from another image."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from typing_extensions import override
+
+from diffsynth.core.checkpoint import open_checkpoint
+from diffsynth.core.loaded import LoadedModel
+from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+from diffsynth.models.clip.model import ClipFeatures
+from diffsynth.models.unet.model import UNet
+from diffsynth.pipelines.base import ImagePipeline, Monitor
+from diffsynth.pipelines.clip_prompt import ClipReader, learn_from
+from diffsynth.pipelines.codec import ImageCodec, Tiles
+from diffsynth.pipelines.denoise import denoise, first_bad
+from diffsynth.pipelines.guidance import Guidance
+from diffsynth.pipelines.inpaint import Inpainting
+from diffsynth.pipelines.latents import LatentPreview, Noise
+from diffsynth.pipelines.precision import finite
+from diffsynth.pipelines.recipe import Source
+from diffsynth.pipelines.unet_conventions import UNetConventions
+from diffsynth.pipelines.unet_predict import Row, Stage, predictor
+from diffsynth.pipelines.unet_request import LongPrompts, UNetRequest
+from diffsynth.schedulers.base import Scheduler, SchedulerRun
+from diffsynth.schedulers.catalog import make_scheduler
+
+logger = logging.getLogger(__name__)
+
+BETA_START, BETA_END = 0.00085, 0.012
+REMEDY = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
+
+R = TypeVar("R", bound=UNetRequest)
+# A text and whether it is a negative prompt; a text of None is features that are all zero.
+Text: TypeAlias = tuple[str | None, bool]
+Features: TypeAlias = tuple[ClipFeatures, ...]  # of each text encoder
+
+
+@dataclass(kw_only=True, eq=False)
+class UNetImagePipeline(ImagePipeline[R]):
+    """Draws with a UNet (arXiv 2112.10752).
+
+    Args:
+        denoiser: the UNet.
+        readers: the text encoders.
+        vae: the autoencoder.
+        conventions: what is done when the caller leaves it open, and how.
+        latent_scale: latents of the autoencoder times this have unit variance.
+        prediction: what the denoiser predicts, "epsilon" or "velocity".
+        loaded: the networks as the manager knows them, for recipes and to notice changed files.
+    """
+
+    denoiser: UNet
+    readers: tuple[ClipReader, ...]
+    vae: AutoencoderKL
+    conventions: UNetConventions
+    latent_scale: float
+    prediction: str = "epsilon"
+    loaded: tuple[LoadedModel[Any], ...] = ()
+    inversions: tuple[Source, ...] = ()
+
+    def load_textual_inversion(self, path: str | PathLike[str], word: str | None = None) -> str:
+        """Learn a word from a file of embeddings.
+
+        Args:
+            path: a textual inversion, made for this kind of model.
+            word: how it is written in prompts; by default as the file says, else the file's name.
+
+        Returns:
+            The word.
+
+        Raises:
+            CheckpointError: the file cannot be used; the message says why.
+        """
+        checkpoint = open_checkpoint(path)
+        tensors = {key: checkpoint[key].clone() for key in checkpoint}
+        word = learn_from(self.readers, tensors, Path(path), word)
+        self.inversions += (Source.of_file("textual_inversion", Path(path)),)
+        return word
+
+    @property
+    @override
+    def models(self) -> tuple[LoadedModel[Any], ...]:
+        return self.loaded
+
+    @property
+    @override
+    def vocabularies(self) -> tuple[Source, ...]:
+        files = {reader.tokenizer.source: reader for reader in self.readers if reader.tokenizer.source.is_file()}
+        return (*(Source.of_file("clip_tokenizer", path) for path in files), *self.inversions)
+
+    @property
+    def codec(self) -> ImageCodec:
+        """The autoencoder, used as the conventions say."""
+        return ImageCodec(
+            vae=self.vae,
+            latent_scale=self.latent_scale,
+            samples_posterior=self.conventions.samples_posterior,
+            truncates_pixels=self.conventions.truncates_pixels,
+            norm_out_eps=self.conventions.norm_out_eps,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is, and latents are kept."""
+        return next(self.denoiser.parameters()).device
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "conventions": self.conventions.name,
+            "prediction": self.prediction,
+            "latent_scale": self.latent_scale,
+        }
+
+    @override
+    def complete(self, request: R) -> R:
+        conventions = self.conventions
+        height, width = conventions.round_size(*request.wanted_size(conventions.size), self.vae.config.downscale)
+        Inpainting.check(request, self.denoiser.config)
+        return replace(
+            request,
+            height=height,
+            width=width,
+            cfg_scale=conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale,
+            num_inference_steps=request.num_inference_steps or conventions.num_inference_steps,
+            scheduler=request.scheduler or conventions.scheduler,
+            spacing=request.spacing or (conventions.spacing if request.scheduler is None else None),
+            long_prompts=request.long_prompts or conventions.long_prompts,
+        )
+
+    @override
+    def remark(self, request: R, complete: R) -> None:
+        wanted, size = request.wanted_size(self.conventions.size), (complete.height, complete.width)
+        if size != wanted:
+            logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, *size)
+        image = request.input_image
+        if image is not None and image.size != size[::-1]:
+            sizes = (*image.size[::-1], *size)
+            logger.warning("the input image of %d x %d (height x width) is resized to %d x %d", *sizes)
+        assert complete.cfg_scale is not None
+        if not self.conventions.guides(complete.cfg_scale):
+            off = f"cfg_scale {complete.cfg_scale} turns guidance off"
+            if request.negative_prompt:
+                logger.warning("the negative prompt has no effect: %s", off)
+            if request.guidance_rescale:
+                logger.warning("guidance_rescale has no effect: %s", off)
+
+    def scheduler_for(self, request: R) -> Scheduler:
+        """Return the sampler that a request names, in the sense of the conventions.
+
+        Raises:
+            InvalidRequest: there is no such sampler.
+        """
+        name = request.scheduler or self.conventions.scheduler
+        return make_scheduler(
+            self.conventions.samplers.get(name, name),
+            beta_start=BETA_START,
+            beta_end=BETA_END,
+            prediction=self.prediction,
+            spacing=request.spacing,
+            final_sigma=self.conventions.final_sigma.get(name),
+        )
+
+    @override
+    def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
+        texts = self._texts(requests)
+        encoders = tuple(reader.encoder for reader in self.readers)
+        features = finite(lambda: self._encode(texts, requests[0]), encoders, REMEDY)
+        denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
+        latents = finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
+        return [image for row in latents for image in self.codec.decode(row[None], tiles=_tiles(requests[0]))]
+
+    @abstractmethod
+    def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
+        """Return the clip skip of each text encoder."""
+
+    @abstractmethod
+    def row(self, unet: UNet, text: Text, features: Features, request: R) -> Row:
+        """Return what a denoiser is told of a text."""
+
+    def denoisers(self, request: R) -> tuple[tuple[UNet, float], ...]:
+        """Return the denoisers, each with the timestep below which it takes over, the first one first."""
+        return ((self.denoiser, float("inf")),)
+
+    def _texts(self, requests: Sequence[R]) -> list[Text]:
+        """Return the text of every row the denoiser is run on: negative prompts if any, then prompts."""
+        assert requests[0].cfg_scale is not None
+        guided = self.conventions.guides(requests[0].cfg_scale)
+        negative: list[Text] = [(self.conventions.negative(each.negative_prompt), True) for each in requests]
+        return [*(negative if guided else ()), *((each.prompt, False) for each in requests)]
+
+    def _encode(self, texts: Sequence[Text], request: R) -> tuple[Mapping[Text, Features], str | None]:
+        """Return the features of every distinct text, and where they are not finite, if so."""
+        found: dict[Text, Features] = {}
+        how: LongPrompts = request.long_prompts or self.conventions.long_prompts  # type: ignore[assignment]
+        for prompt, negative in dict.fromkeys(texts):
+            skips = self.clip_skips(request, negative=negative and not self.conventions.skips_negative)
+            pairs = zip(self.readers, skips, strict=True)
+            found[prompt, negative] = tuple(
+                reader(prompt or "", clip_skip=skip, long_prompts=how) for reader, skip in pairs
+            )
+        good = all(each.hidden.isfinite().all() for features in found.values() for each in features)
+        return found, None if good else "the text encoder's features"
+
+    def _denoise(
+        self, requests: Sequence[R], texts: Sequence[Text], features: Mapping[Text, Features], monitor: Monitor
+    ) -> tuple[Tensor, str | None]:
+        """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
+        request = requests[0]
+        assert request.height is not None
+        assert request.width is not None
+        assert request.num_inference_steps is not None
+        size = self.vae.config.latent_size(request.height, request.width)
+        seeds = [each.seed for each in requests if each.seed is not None]
+        noise = Noise(seeds, (self.vae.config.latent_channels, *size), self.device)
+        run = self.scheduler_for(request).start(
+            request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
+        )
+        latents, inpainting = self._start(request, run, noise)
+        stages = [
+            Stage(unet, below, tuple(self.row(unet, text, features[text], request) for text in texts))
+            for unet, below in self.denoisers(request)
+        ]
+        assert request.cfg_scale is not None
+        guided = self.conventions.guides(request.cfg_scale)
+        guidance = Guidance(scale=request.cfg_scale if guided else None, rescale=request.guidance_rescale)
+        predict = predictor(stages, run.timesteps, guidance, inpainting)
+        on_step = monitor.on_step(run.timesteps, LatentPreview(self.vae, self.latent_scale))
+        keep = None if inpainting is None else inpainting.keep
+        latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step, keep=keep)
+        return latents, first_bad(good)
+
+    def _start(self, request: R, run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
+        """Return the latents a run starts from, and what keeps parts of the input image."""
+        assert request.height is not None
+        assert request.width is not None
+        image, size, tiles = request.input_image, (request.height, request.width), _tiles(request)
+        clean = None
+        if image is not None and not Inpainting.ignores_image(request, self.denoiser.config):
+            clean = self.codec.encode(image, *size, noise=noise, tiles=tiles)
+        fresh = noise.draw()
+        if clean is None or (request.mask_image is not None and request.denoising_strength == 1):
+            latents = fresh * run.noise_scale
+        else:
+            latents = run.add_noise(clean, fresh)
+        if request.mask_image is None:
+            return latents, None
+        return latents, Inpainting.prepare(
+            request, self.denoiser.config, self.codec, run, clean=clean, fresh=fresh, noise=noise, tiles=tiles
+        )
+
+
+def _tiles(request: UNetRequest) -> Tiles | None:
+    return Tiles(request.tile_size, request.tile_stride) if request.tiled else None

@@ -1,0 +1,40 @@
+"""The settings that Stable Diffusion and SDXL share. Imports neither torch nor Pillow, as the request it extends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from diffsynth.errors import InvalidRequest, printable
+from diffsynth.pipelines.request import ImageRequest, check_picture, check_range, check_type, setting
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LongPrompts: TypeAlias = Literal["cut", "chunks", "blocks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetRequest(ImageRequest):
+    """Everything one image of a UNet depends on, besides what a family adds."""
+
+    mask_image: Image | None = setting(None, "With an input image: white where it is painted anew.")
+    clip_skip: int = setting(1, "Layer of the CLIP text encoder to use, from the end: 1 is the last.")
+    long_prompts: str | None = setting(None, "Prompts of more than 75 tokens: cut, chunks of 75, or blocks of 77.")
+    tiled: bool = setting(False, "Encode and decode in overlapping tiles, for large images.")
+    tile_size: int = setting(64, "Side of a tile, in units of 8 pixels.")
+    tile_stride: int = setting(32, "Distance from one tile to the next, in the same units.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_picture("mask_image", self.mask_image)
+        if self.mask_image is not None and self.input_image is None:
+            raise InvalidRequest("mask_image needs an input_image, parts of which are painted anew; none was given.")
+        check_range("clip_skip", self.clip_skip, 1, 1000, whole=True)
+        check_type("long_prompts", self.long_prompts, str, "text")
+        if self.long_prompts is not None and self.long_prompts not in get_args(LongPrompts):
+            known = ", ".join(get_args(LongPrompts))
+            raise InvalidRequest(f"long_prompts is {printable(self.long_prompts)!r}; known are: {known}.")
+        check_type("tiled", self.tiled, bool, "True or False")
+        check_range("tile_size", self.tile_size, 2, 1024, whole=True)
+        check_range("tile_stride", self.tile_stride, 1, self.tile_size, whole=True)

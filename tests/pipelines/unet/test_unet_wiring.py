@@ -1,0 +1,119 @@
+"""Which networks a pipeline takes from a manager that has loaded several, and what it says if one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffsynth import ModelManager, SDImagePipeline, SDXLImagePipeline
+from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded
+from examples.random_stable_diffusion import write_diffusers_folder
+
+from .conftest import Release
+from .toy import PROMPT, draw, load, write_release
+
+
+def manager_of(paths: Sequence[Path], **how: Any) -> ModelManager:
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu")
+    for path in paths:
+        manager.load_model(path, **how)
+    return manager
+
+
+def test_each_pipeline_takes_the_networks_of_its_release(release: Release) -> None:
+    """All releases in one manager: structure tells the denoisers, neighbourhood the autoencoders."""
+    manager = manager_of([release(name) for name in ("sd15", "sdxl", "sdxl-refiner")])
+
+    sd = SDImagePipeline.from_model_manager(manager)
+    sdxl = SDXLImagePipeline.from_model_manager(manager, refiner=True)
+    refiner = SDXLImagePipeline.from_model_manager(manager, denoiser="sdxl-refiner")
+
+    assert {entry.path.stem for entry in sd.models} == {"sd15"}
+    assert [entry.path.stem for entry in sdxl.models] == ["sdxl"] * 4 + ["sdxl-refiner"]
+    assert {entry.path.stem for entry in refiner.models} == {"sdxl-refiner"}
+    assert sdxl.refiner is refiner.denoiser
+    assert (sd.latent_scale, sdxl.latent_scale) == (0.18215, 0.13025)
+
+
+def test_a_shared_autoencoder_is_the_same_object(release: Release) -> None:
+    manager = manager_of([release("sdxl"), release("sdxl-refiner")])
+
+    base = SDXLImagePipeline.from_model_manager(manager, denoiser="sdxl", vae="sdxl")
+    refiner = SDXLImagePipeline.from_model_manager(manager, denoiser="sdxl-refiner", vae="sdxl")
+
+    assert base.vae is refiner.vae
+
+
+def test_two_denoisers_of_one_kind_must_be_named(release: Release, tmp_path: Path) -> None:
+    manager = manager_of(
+        [release("sd15"), write_release(tmp_path / "fine", "sd15").rename(tmp_path / "fine/tune.safetensors")]
+    )
+
+    with pytest.raises(AmbiguousModel, match=r"fits 2 loaded networks.*denoiser="):
+        SDImagePipeline.from_model_manager(manager)
+    named = SDImagePipeline.from_model_manager(manager, denoiser="tune")
+
+    assert {entry.path.stem for entry in named.models} == {"tune"}
+
+
+def test_every_missing_network_is_named_at_once(release: Release) -> None:
+    manager = manager_of([release("sdxl")], kind="unet")
+
+    with pytest.raises(ModelNotLoaded) as caught:
+        SDXLImagePipeline.from_model_manager(manager)
+    with pytest.raises(ModelNotLoaded, match="a denoiser without pooled prompts"):
+        SDImagePipeline.from_model_manager(manager)
+
+    message = str(caught.value)
+    assert "clip (a text encoder with a projection) and autoencoder_kl (an autoencoder)" in message
+    assert "denoiser with pooled prompts)" not in message
+
+
+def test_a_base_network_needs_the_first_encoder_too(release: Release) -> None:
+    manager = manager_of([release("sdxl")])
+    manager.release("clip", "conditioner.embedders.0.transformer")
+
+    with pytest.raises(ModelNotLoaded, match="a text encoder of width 64"):
+        SDXLImagePipeline.from_model_manager(manager)
+
+
+def test_a_named_network_that_does_not_fit_is_refused(release: Release) -> None:
+    manager = manager_of([release("sd15"), release("sdxl")])
+
+    with pytest.raises(InvalidRequest, match=r"sdxl.safetensors.* is not a denoiser of Stable Diffusion 1.5"):
+        SDImagePipeline.from_model_manager(manager, denoiser="sdxl")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sd15", SDImagePipeline), ("sdxl", SDXLImagePipeline)])
+def test_a_folder_of_diffusers_draws_as_the_single_file(tmp_path: Path, name: str, kind: type[Any]) -> None:
+    from examples.random_stable_diffusion import write_single_file
+
+    file = write_single_file(tmp_path / "file", name)
+    folder = write_diffusers_folder(tmp_path / "folder", name)
+
+    _, expected = draw(load([file], kind), PROMPT, num_inference_steps=2)
+    _, found = draw(load([folder], kind), PROMPT, num_inference_steps=2)
+
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beside", [{}, {"v_pred": torch.tensor([])}], ids=["plain", "marked"])
+def test_the_mark_of_velocity_prediction_is_heeded(tmp_path: Path, beside: dict[str, torch.Tensor]) -> None:
+    path = write_release(tmp_path, "sdxl", **beside)
+
+    assert load([path], SDXLImagePipeline).prediction == ("velocity" if beside else "epsilon")
+    assert load([path], SDXLImagePipeline, prediction="velocity").prediction == "velocity"
+
+
+def test_diffsynth_conventions_round_sizes_up_and_run_twenty_steps(release: Release) -> None:
+    pipe = load([release("sd15")], SDImagePipeline, "diffsynth")
+
+    image, _ = draw(pipe, PROMPT, height=65, num_inference_steps=1)
+    complete = pipe.complete(pipe.request_type(prompt=PROMPT))
+
+    assert image.size == (128, 128)
+    assert (complete.num_inference_steps, complete.cfg_scale, complete.height) == (20, 7.5, 512)
