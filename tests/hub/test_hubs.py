@@ -240,7 +240,7 @@ def test_settings_are_shown_with_their_origin_and_without_tokens(monkeypatch: py
 
     assert shown["HF_ENDPOINT"] == (hub.url, "environment")
     assert shown["HF_TOKEN"] == ("(hidden)", "environment")
-    assert shown["MODELSCOPE_API_TOKEN"] == ("(not set)", "default")
+    assert shown["MODELSCOPE_API_TOKEN"] == ("(not set)", "")
     assert shown["DIFFSYNTH_OFFLINE"] == ("1", "HF_HUB_OFFLINE")
     assert shown["HF_HUB_CACHE"][1] == "HF_HOME"
     assert is_offline()
