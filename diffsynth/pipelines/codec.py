@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -15,12 +16,49 @@ from diffsynth.pipelines.precision import finite
 REMEDY = "Run `diffsynth inspect --verify` on the autoencoder's file."
 
 
+class Tiled(Protocol):
+    """A request that may ask for tiles, whose side and distance are in latent pixels."""
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it does."""
+
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile."""
+
+    @property
+    def tile_stride(self) -> int:
+        """Distance from one tile to the next."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Overlapping squares: their side and the distance from one to the next, in latent pixels."""
 
     size: int
     stride: int
+
+    @classmethod
+    def of(cls, request: Tiled) -> Tiles | None:
+        """Return the tiles that a request asks for, if it does."""
+        return cls(request.tile_size, request.tile_stride) if request.tiled else None
+
+
+class Conventions(Protocol):
+    """What a program decides about the autoencoder; the meanings are those of `ImageCodec`."""
+
+    @property
+    def samples_posterior(self) -> bool:
+        """Whether an image's latents are drawn from the encoder's distribution, else its mean."""
+
+    @property
+    def truncates_pixels(self) -> bool:
+        """Whether 8-bit values are cut off, else rounded."""
+
+    @property
+    def norm_out_eps(self) -> float:
+        """Epsilon of the decoder's last norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +78,17 @@ class ImageCodec:
     samples_posterior: bool
     truncates_pixels: bool
     norm_out_eps: float
+
+    @classmethod
+    def following(cls, conventions: Conventions, vae: AutoencoderKL, latent_scale: float) -> ImageCodec:
+        """Return the autoencoder as a program uses it."""
+        return cls(
+            vae=vae,
+            latent_scale=latent_scale,
+            samples_posterior=conventions.samples_posterior,
+            truncates_pixels=conventions.truncates_pixels,
+            norm_out_eps=conventions.norm_out_eps,
+        )
 
     def encode(self, image: Image.Image, height: int, width: int, *, noise: Noise, tiles: Tiles | None) -> Tensor:
         """Return the scaled latents of an image.

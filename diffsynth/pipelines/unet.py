@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +28,12 @@ from diffsynth.pipelines.inpaint import Inpainting
 from diffsynth.pipelines.latents import LatentPreview, Noise
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
+from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
 from diffsynth.pipelines.unet_conventions import UNetConventions
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
 from diffsynth.pipelines.unet_request import LongPrompts, UNetRequest
 from diffsynth.schedulers.base import Scheduler, SchedulerRun
 from diffsynth.schedulers.catalog import make_scheduler
-
-logger = logging.getLogger(__name__)
 
 BETA_START, BETA_END = 0.00085, 0.012
 REMEDY = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
@@ -102,13 +100,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     @property
     def codec(self) -> ImageCodec:
         """The autoencoder, used as the conventions say."""
-        return ImageCodec(
-            vae=self.vae,
-            latent_scale=self.latent_scale,
-            samples_posterior=self.conventions.samples_posterior,
-            truncates_pixels=self.conventions.truncates_pixels,
-            norm_out_eps=self.conventions.norm_out_eps,
-        )
+        return ImageCodec.following(self.conventions, self.vae, self.latent_scale)
 
     @property
     def device(self) -> torch.device:
@@ -141,20 +133,11 @@ class UNetImagePipeline(ImagePipeline[R]):
 
     @override
     def remark(self, request: R, complete: R) -> None:
-        wanted, size = request.wanted_size(self.conventions.size), (complete.height, complete.width)
-        if size != wanted:
-            logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, *size)
-        image = request.input_image
-        if image is not None and image.size != size[::-1]:
-            sizes = (*image.size[::-1], *size)
-            logger.warning("the input image of %d x %d (height x width) is resized to %d x %d", *sizes)
+        remark_size(request, request.wanted_size(self.conventions.size), (complete.height, complete.width))
         assert complete.cfg_scale is not None
         if not self.conventions.guides(complete.cfg_scale):
-            off = f"cfg_scale {complete.cfg_scale} turns guidance off"
-            if request.negative_prompt:
-                logger.warning("the negative prompt has no effect: %s", off)
-            if request.guidance_rescale:
-                logger.warning("guidance_rescale has no effect: %s", off)
+            remark_no_guidance(request, complete.cfg_scale, rescales=False)
+        remark_tiles(request)
 
     def scheduler_for(self, request: R) -> Scheduler:
         """Return the sampler that a request names, in the sense of the conventions.
@@ -179,7 +162,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         features = finite(lambda: self._encode(texts, requests[0]), encoders, REMEDY)
         denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
         latents = finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
-        return [image for row in latents for image in self.codec.decode(row[None], tiles=_tiles(requests[0]))]
+        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(requests[0]))]
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -245,7 +228,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         """Return the latents a run starts from, and what keeps parts of the input image."""
         assert request.height is not None
         assert request.width is not None
-        image, size, tiles = request.input_image, (request.height, request.width), _tiles(request)
+        image, size, tiles = request.input_image, (request.height, request.width), Tiles.of(request)
         clean = None
         if image is not None and not Inpainting.ignores_image(request, self.denoiser.config):
             clean = self.codec.encode(image, *size, noise=noise, tiles=tiles)
@@ -259,7 +242,3 @@ class UNetImagePipeline(ImagePipeline[R]):
         return latents, Inpainting.prepare(
             request, self.denoiser.config, self.codec, run, clean=clean, fresh=fresh, noise=noise, tiles=tiles
         )
-
-
-def _tiles(request: UNetRequest) -> Tiles | None:
-    return Tiles(request.tile_size, request.tile_stride) if request.tiled else None

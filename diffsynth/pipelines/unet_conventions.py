@@ -78,6 +78,33 @@ class UNetConventions:
         return rounded[0], rounded[1]
 
 
+# The programs that draw with both families: DiffSynth 1.1.9 and the Diffusers library, here with Stable Diffusion 1.5.
+DIFFSYNTH = UNetConventions(
+    name="diffsynth",
+    num_inference_steps=20,
+    cfg_scale=7.5,
+    size=512,
+    size_multiple=64,
+    rounds_size_up=True,
+    guides_below_one=True,
+    scheduler="ddim",
+    samplers={"ddim": "ddim_diffsynth"},
+    samples_posterior=False,
+    truncates_pixels=True,
+    norm_out_eps=1e-5,
+    long_prompts="blocks",
+    skips_negative=True,
+)
+DIFFUSERS = UNetConventions(
+    name="diffusers",
+    num_inference_steps=50,
+    cfg_scale=7.5,
+    size=512,
+    scheduler="pndm",
+    final_sigma={"ddim": "sigma_min"},
+)
+
+
 def choose(conventions: Mapping[str, UNetConventions], name: str) -> UNetConventions:
     """Return conventions by name.
 

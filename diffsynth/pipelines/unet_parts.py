@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.clip.model import ClipText
 from diffsynth.models.unet.model import UNet
 
+logger = logging.getLogger(__name__)
+
 Entry = LoadedModel[Any]
 Fits = Callable[[Entry], bool]
 KINDS: Mapping[type[nn.Module], str] = {UNet: "unet", ClipText: "clip", AutoencoderKL: "autoencoder_kl"}
-V_PREDICTION = "v_pred"  # a key that fine-tunes carry beside the network
+# Keys that fine-tunes carry beside the network: it predicts the velocity; it was trained down to no signal at all.
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 
 
 def pick(
@@ -92,9 +96,19 @@ def fitting_vae(denoiser: Entry) -> Fits:
 
 
 def prediction_of(denoiser: Entry, given: str | None) -> str:
-    """Return what a denoiser predicts: as given, else by the mark in its file, else "epsilon"."""
-    marked = any(key.rpartition(".")[2] == V_PREDICTION for key in denoiser.found.beside)
-    return given or ("velocity" if marked else "epsilon")
+    """Return what a denoiser predicts: as given, else by the mark in its file, else "epsilon".
+
+    A file whose mark asks for a schedule that is not here is told of.
+    """
+    marks = {key.rpartition(".")[2] for key in denoiser.found.beside}
+    if ZERO_SNR in marks:
+        logger.warning(
+            "%s is marked %s: it was trained on a schedule that ends in pure noise. It is drawn with the usual one, "
+            "which does not, so pictures may be greyer than meant and never quite dark or bright.",
+            denoiser.label,
+            ZERO_SNR,
+        )
+    return given or ("velocity" if V_PREDICTION in marks else "epsilon")
 
 
 def _release(entry: Entry) -> set[Path]:

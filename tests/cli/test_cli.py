@@ -22,18 +22,6 @@ from examples.random_models import write_models
 SMALL = ["--height", "64", "--width", "64", "--steps", "2", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_models(folder)
-    return folder / "t2i"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFSYNTH_CACHE", str(tmp_path / "cache"))
-
-
 def pixels(path: Path) -> bytes:
     with Image.open(path) as image:
         return bytes(image.convert("RGB").tobytes())

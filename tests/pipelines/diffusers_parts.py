@@ -10,6 +10,7 @@ import torch
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.core.saving import to_layout
 from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
+from tests import diffusers_networks
 
 BETAS = {"beta_start": 0.00085, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
 
@@ -35,26 +36,8 @@ def make_scheduler(name: str, beta_end: float) -> Any:
 
 def make_transformer(ours: HunyuanDiTImagePipeline) -> Any:
     """Return the denoiser as Diffusers builds it."""
-    from diffusers import HunyuanDiT2DModel
-
     config = ours.denoiser.config
-    theirs = HunyuanDiT2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        in_channels=config.in_channels,
-        patch_size=config.patch_size,
-        sample_size=16,
-        hidden_size=config.hidden_size,
-        num_layers=config.depth,
-        mlp_ratio=config.mlp_size / config.hidden_size,
-        learn_sigma=True,
-        cross_attention_dim=config.text_dim,
-        cross_attention_dim_t5=config.t5_dim,
-        pooled_projection_dim=config.text_dim,
-        text_len=config.text_len,
-        text_len_t5=config.t5_len,
-        use_style_cond_and_image_meta_size=config.size_conditioning,
-    )
+    theirs = diffusers_networks.hunyuan_dit(config)
     theirs.load_state_dict(to_layout(ours.denoiser, hunyuan_dit.FAMILY.layout("diffusers"), config))
     return theirs.eval()
 

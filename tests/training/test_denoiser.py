@@ -27,6 +27,7 @@ from diffsynth.training.loop import Loop
 from diffsynth.training.pictures import Pictures
 from diffsynth.training.randomness import generator_for
 from diffsynth.training.record import Record
+from tests import diffusers_networks
 from tests.training.toy import CLIP, DIT, Squares, denoiser_config
 
 CPU = torch.device("cpu")
@@ -44,26 +45,8 @@ def make_job(config: TrainingConfig, cache: Path | None = None) -> DenoiserTrain
 
 
 def diffusers_network(ours: HunyuanDiT) -> Any:
-    from diffusers import HunyuanDiT2DModel
-
     config = ours.config
-    theirs = HunyuanDiT2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        in_channels=config.in_channels,
-        patch_size=config.patch_size,
-        sample_size=16,
-        hidden_size=config.hidden_size,
-        num_layers=config.depth,
-        mlp_ratio=config.mlp_size / config.hidden_size,
-        learn_sigma=True,
-        cross_attention_dim=config.text_dim,
-        cross_attention_dim_t5=config.t5_dim,
-        pooled_projection_dim=config.text_dim,
-        text_len=config.text_len,
-        text_len_t5=config.t5_len,
-        use_style_cond_and_image_meta_size=config.size_conditioning,
-    )
+    theirs = diffusers_networks.hunyuan_dit(config)
     theirs.load_state_dict(to_layout(ours, hunyuan_dit.FAMILY.layout("diffusers"), config))
     return theirs
 

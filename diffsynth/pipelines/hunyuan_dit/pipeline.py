@@ -33,13 +33,13 @@ from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
+from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
 from diffsynth.schedulers.base import Scheduler
 from diffsynth.schedulers.catalog import make_scheduler
 
 logger = logging.getLogger(__name__)
 
 BETA_START = 0.00085
-DEFAULT_TILES = (HunyuanDiTRequest.tile_size, HunyuanDiTRequest.tile_stride)
 # Diffusers' default, "blocks.1", is a pattern that fits the numbers of these blocks.
 PERTURBED_BLOCKS = frozenset({1, *range(10, 20)})
 
@@ -139,13 +139,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     @property
     def codec(self) -> ImageCodec:
         """The autoencoder, used as the conventions say."""
-        return ImageCodec(
-            vae=self.vae,
-            latent_scale=self.latent_scale,
-            samples_posterior=self.conventions.samples_posterior,
-            truncates_pixels=self.conventions.truncates_pixels,
-            norm_out_eps=self.conventions.norm_out_eps,
-        )
+        return ImageCodec.following(self.conventions, self.vae, self.latent_scale)
 
     @property
     def device(self) -> torch.device:
@@ -174,22 +168,11 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
 
     @override
     def remark(self, request: HunyuanDiTRequest, complete: HunyuanDiTRequest) -> None:
-        wanted, size = request.wanted_size(1024), (complete.height, complete.width)
-        if size != wanted:
-            logger.warning("size %d x %d (height x width) becomes %d x %d", *wanted, *size)
-        image = request.input_image
-        if image is not None and image.size != size[::-1]:
-            sizes = (*image.size[::-1], *size)
-            logger.warning("the input image of %d x %d (height x width) is resized to %d x %d", *sizes)
+        remark_size(request, request.wanted_size(1024), (complete.height, complete.width))
         assert complete.cfg_scale is not None
         if not self.conventions.guides(complete.cfg_scale):
-            off = f"cfg_scale {complete.cfg_scale} turns guidance off"
-            if request.negative_prompt:
-                logger.warning("the negative prompt has no effect: %s", off)
-            if request.guidance_rescale and not request.perturbed_attention_scale:
-                logger.warning("guidance_rescale has no effect: %s", off)
-        if not request.tiled and (request.tile_size, request.tile_stride) != DEFAULT_TILES:
-            logger.warning("tile_size and tile_stride have no effect without tiled=True")
+            remark_no_guidance(request, complete.cfg_scale, rescales=bool(request.perturbed_attention_scale))
+        remark_tiles(request)
 
     def scheduler_for(self, request: HunyuanDiTRequest) -> Scheduler:
         """Return the sampler that a request names, in the sense of the conventions.
@@ -215,7 +198,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         features = finite(lambda: self._encode(distinct, requests[0]), (encoder.clip, encoder.t5), remedy)
         rows = [distinct.index(text) for text in texts]
         latents = finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), remedy)
-        return [image for row in latents for image in self.codec.decode(row[None], tiles=_tiles(requests[0]))]
+        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(requests[0]))]
 
     def _encode(self, texts: Sequence[str], request: HunyuanDiTRequest) -> tuple[TextFeatures, str | None]:
         """Return the features of texts, and where they are not finite, if so."""
@@ -248,7 +231,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             latents = noise.draw()
         else:
             size = (request.height, request.width)
-            clean = self.codec.encode(request.input_image, *size, noise=noise, tiles=_tiles(request))
+            clean = self.codec.encode(request.input_image, *size, noise=noise, tiles=Tiles.of(request))
             latents = run.add_noise(clean, noise.draw())
 
         patches = (height // config.patch_size, width // config.patch_size)
@@ -322,7 +305,3 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             )
 
         return predict
-
-
-def _tiles(request: HunyuanDiTRequest) -> Tiles | None:
-    return Tiles(request.tile_size, request.tile_stride) if request.tiled else None

@@ -13,6 +13,7 @@ from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
+from tests import diffusers_networks
 
 from .examples import V1_1, V1_2, random_latents, random_network, random_text, sizes
 
@@ -84,26 +85,8 @@ def block_layer(layer: str, value: Tensor) -> dict[str, Tensor]:
 
 def diffusers_network(network: HunyuanDiT) -> Any:
     """Build the Diffusers network with the same weights."""
-    from diffusers import HunyuanDiT2DModel
-
     config = network.config
-    theirs = HunyuanDiT2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        in_channels=config.in_channels,
-        patch_size=config.patch_size,
-        sample_size=16,
-        hidden_size=config.hidden_size,
-        num_layers=config.depth,
-        mlp_ratio=config.mlp_size / config.hidden_size,
-        learn_sigma=True,
-        cross_attention_dim=config.text_dim,
-        cross_attention_dim_t5=config.t5_dim,
-        pooled_projection_dim=config.text_dim,
-        text_len=config.text_len,
-        text_len_t5=config.t5_len,
-        use_style_cond_and_image_meta_size=config.size_conditioning,
-    )
+    theirs = diffusers_networks.hunyuan_dit(config)
     theirs.load_state_dict(diffusers_state(network), strict=True)
     return theirs.eval().requires_grad_(False)
 

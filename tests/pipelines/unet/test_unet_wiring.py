@@ -109,6 +109,25 @@ def test_the_mark_of_velocity_prediction_is_heeded(tmp_path: Path, beside: dict[
     assert load([path], SDXLImagePipeline, prediction="velocity").prediction == "velocity"
 
 
+def test_a_mark_that_asks_for_a_schedule_that_is_not_here_is_told_of(
+    tmp_path: Path, release: Release, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_release(tmp_path, "sdxl", v_pred=torch.tensor([]), ztsnr=torch.tensor([]))
+
+    load([release("sdxl")], SDXLImagePipeline)
+    assert "ztsnr" not in caplog.text
+    load([path], SDXLImagePipeline)
+
+    assert str(path) in caplog.text
+    assert "is marked ztsnr" in caplog.text
+
+
+def test_sizes_of_tiles_without_tiles_are_told_of(release: Release, caplog: pytest.LogCaptureFixture) -> None:
+    draw(load([release("sd15")], SDImagePipeline), PROMPT, tile_size=32, num_inference_steps=1)
+
+    assert "tile_size and tile_stride have no effect" in caplog.text
+
+
 def test_diffsynth_conventions_round_sizes_up_and_run_twenty_steps(release: Release) -> None:
     pipe = load([release("sd15")], SDImagePipeline, "diffsynth")
 
