@@ -41,6 +41,8 @@ def catalogue_status(
 ) -> list[ModelStatus]:
     """Return every model of the catalogue with its size and what is here of it.
 
+    A model that comes with the package is left out where the package was installed without it.
+
     Args:
         local_dir: the folder of downloaded models.
         hubs: the hubs to ask for sizes that are not remembered.
@@ -52,7 +54,11 @@ def catalogue_status(
     folder = Path(local_dir)
     asking = Hubs(hubs, Record(folder), Patience.from_environment())
     options = Options(folder=folder, hubs=hubs)
-    return [_status(name, model, asking, options, is_offline(offline)) for name, model in CATALOG.items()]
+    return [
+        _status(name, model, asking, options, is_offline(offline))
+        for name, model in CATALOG.items()
+        if not model.bundled or files_of(name)
+    ]
 
 
 def _status(name: str, model: CatalogModel, hubs: Hubs, options: Options, offline: bool) -> ModelStatus:

@@ -17,6 +17,8 @@ from diffsynth.core import files
 from diffsynth.errors import DownloadError
 from diffsynth.hub import bundled
 from diffsynth.hub.catalog import CATALOG
+from diffsynth.hub.download import HUBS
+from diffsynth.hub.status import catalogue_status
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -156,3 +158,17 @@ def test_the_package_data_of_the_project_takes_in_every_file_of_a_model(home: Pa
 
     assert taken == {home / name for name in NAMES}
     assert project["tool"]["setuptools"]["packages"]["find"]["namespaces"] is False
+
+
+def test_the_catalogue_shows_the_model_only_where_the_package_has_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [shown] = [each for each in catalogue_status(tmp_path, HUBS, offline=True) if each.name == MODEL_ID]
+    monkeypatch.setattr(bundled, "_home", lambda: tmp_path / "nothing")
+
+    without = [each.name for each in catalogue_status(tmp_path, HUBS, offline=True)]
+
+    assert (shown.files, shown.here) == (len(NAMES), 0)
+    assert shown.bytes == sum(map(len, content(home).values()))
+    assert MODEL_ID not in without
+    assert "HunyuanDiT" in without

@@ -43,7 +43,7 @@ def unpack(model_id: str, folder: Path) -> list[Path]:
     if missing:
         raise DownloadError(
             f"{model_id} comes with the package, but {len(missing)} of its files are not in this installation, under "
-            f"{_home()}: {listed(missing, 2)}. Install diffsynth again, from a wheel or a complete checkout."
+            f"{_home()}: {listed(missing, 2)}. Install diffsynth in a version that has them."
         )
     for name, source in files.items():
         target = folder / name
