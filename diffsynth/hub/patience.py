@@ -48,6 +48,10 @@ class Silence(Hiccup):
     """Nothing came for a long time."""
 
 
+class Disturbed(Hiccup):
+    """The hub had no part in it: another thread closed the client that all threads share, as it does after an error."""
+
+
 class NoSuchRange(Hiccup):
     """The hub's file does not reach as far as what is already there."""
 
@@ -74,6 +78,9 @@ class Pauses:
         Raises:
             Exhausted: there have been enough of them.
         """
+        if isinstance(hiccup, Disturbed):
+            logger.info("%s: %s; going on", self._what, hiccup)
+            return
         self._failed += 1
         if self._failed >= min(self._patience.attempts, SILENT if isinstance(hiccup, Silence) else 1_000):
             raise Exhausted(f"{hiccup}, {self._failed} times in a row") from hiccup

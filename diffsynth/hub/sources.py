@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 from diffsynth import __version__
 from diffsynth.errors import printable
 from diffsynth.hub.listing import Listing, RemoteFile
-from diffsynth.hub.patience import Hiccup, HubDown, NoSuchRange, Refusal, bounded
+from diffsynth.hub.patience import Disturbed, Hiccup, HubDown, NoSuchRange, Refusal, bounded
 from diffsynth.hub.settings import Patience, hugging_face_endpoint, modelscope_endpoint
 
 AGENT = f"diffsynth/{__version__}"
@@ -119,12 +119,17 @@ class HuggingFace:
             url = hf_hub_url(repository, path, revision=revision, endpoint=self.endpoint)
             client = get_session()
             headers = {**build_hf_headers(library_name="diffsynth", library_version=__version__), **_wanted(start)}
-            with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-                if answer.status_code >= 400:
-                    raise failure(answer.status_code, answer.headers, self.token_variable)
-                yield Head.of(answer.status_code, answer.headers)
-                plain = answer.headers.get("Content-Encoding", "identity") == "identity"
-                yield from answer.iter_raw() if plain else answer.iter_bytes()
+            try:
+                with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
+                    if answer.status_code >= 400:
+                        raise failure(answer.status_code, answer.headers, self.token_variable)
+                    yield Head.of(answer.status_code, answer.headers)
+                    plain = answer.headers.get("Content-Encoding", "identity") == "identity"
+                    yield from answer.iter_raw() if plain else answer.iter_bytes()
+            except Exception as error:
+                if get_session() is client:
+                    raise
+                raise Disturbed(f"all connections of this process were closed ({short(error)})") from error
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -142,7 +147,7 @@ class HuggingFace:
             if answer is None:
                 raise Hiccup(short(error)) from error
             raise failure(answer.status_code, answer.headers, self.token_variable) from error
-        except (http.HTTPError, http.StreamError, http.InvalidURL) as error:
+        except (http.HTTPError, http.StreamError, http.InvalidURL, RuntimeError) as error:  # the last: a closed client
             raise Hiccup(f"the connection failed ({short(error)})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal(f"the answer is none of a hub ({short(error)})") from error

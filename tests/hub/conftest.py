@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,5 +72,8 @@ def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)  # the clients' own pauses are of seconds
     monkeypatch.setattr("modelscope_hub._legacy_api.time", hurried)
     yield
+    for thread in threading.enumerate():  # what was given up on does not go on into the next test
+        if thread.name == "diffsynth-hub":
+            thread.join(timeout=2.0)
     if silence == 1.0:
         gc.collect()  # what was given up on belongs to this test

@@ -12,7 +12,7 @@ import pytest
 from diffsynth import download_model, download_models
 from diffsynth.errors import DownloadError, InvalidRequest
 from diffsynth.hub import sources
-from diffsynth.hub.patience import Hiccup, HubDown
+from diffsynth.hub.patience import Disturbed, Exhausted, Hiccup, HubDown, Pauses
 from diffsynth.hub.settings import Patience, described, is_offline
 from tests.hub.standin import FILE, Hub
 
@@ -71,6 +71,23 @@ def test_a_refused_token_is_explained(on: str, hub: Hub, tmp_path: Path, monkeyp
 
     assert "HTTP 40" in str(caught.value)
     assert "wrong" not in str(caught.value)
+
+
+def test_a_client_that_another_thread_closes_costs_no_attempt(hub: Hub) -> None:
+    """huggingface_hub closes the client that all threads share whenever one of them cannot connect."""
+    from huggingface_hub import close_session
+
+    stream = sources.HuggingFace().read("Tencent-Hunyuan/HunyuanDiT", None, "t2i/model/pytorch_model_ema.pt", 0)
+    next(stream)
+    close_session()
+
+    with pytest.raises(Disturbed, match="connections of this process were closed") as caught:
+        list(stream)
+
+    pauses = Pauses(Patience(attempts=1), "a file")
+    pauses.wait(caught.value)
+    with pytest.raises(Exhausted):
+        pauses.wait(Hiccup("the hub's own"))
 
 
 def test_a_file_in_the_cache_of_hugging_face_is_linked_not_fetched(
