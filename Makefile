@@ -32,6 +32,7 @@ full-size: $(VENV)/.tools
 benchmark: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.denoise
+	$(BIN)/python -m benchmarks.download
 
 clean:
 	rm -rf $(VENV) build image.png

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import denoise, full_size, full_size_ours, load
+from benchmarks import denoise, download, full_size, full_size_ours, load
 from benchmarks.measure import Recorder, Spread
 from benchmarks.published_files import CLIP, DIT, EMBEDDINGS, T5, VAE, shapes, write_published
 from benchmarks.sizes import FULL, SIZES
@@ -62,6 +62,13 @@ def test_the_denoise_benchmark_fails_where_results_differ() -> None:
 
     with pytest.raises(SystemExit, match="not the same as Diffusers"):
         denoise.main([*arguments, "--bound", "0"])
+
+
+def test_the_download_benchmark_fetches_in_each_way(capsys: pytest.CaptureFixture[str]) -> None:
+    download.main(["--megabytes", "1", "--repeats", "1"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[2:]] == list(download.WAYS)
 
 
 def test_the_full_size_proof_passes_at_toy_size_and_removes_its_weights(
