@@ -46,7 +46,9 @@ def fetch(way: str, folder: Path) -> dict[str, float]:
         import modelscope_hub
 
         def run() -> object:
-            return modelscope_hub.HubApi().download_file(REPOSITORY_ID, "model", FILE, local_dir=folder)
+            return modelscope_hub.HubApi().download_repo(
+                REPOSITORY_ID, "model", local_dir=folder, allow_patterns=[FILE]
+            )
 
     started, worked = time.perf_counter(), _processor_seconds()
     run()
