@@ -28,6 +28,7 @@ test: $(VENV)/.tools
 
 full-size: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.full_size
+	$(BIN)/python -m benchmarks.full_size_mixing
 
 benchmark: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.load

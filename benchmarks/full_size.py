@@ -32,13 +32,13 @@ BOUNDS = {"clip": 1e-4, "t5": 1e-4, "latents": 1e-3}
 PICTURE_BOUND = 2  # of 255; values near a whole number are cut off to either side
 
 
-def lacking_room(folder: Path) -> str | None:
-    """Say what this machine lacks to run the benchmark, or return None."""
+def lacking_room(folder: Path, disk: float, memory_mb: float) -> str | None:
+    """Say what this machine lacks of bytes of disk and megabytes of memory, or return None."""
     free, memory = shutil.disk_usage(folder).free, available_memory_mb()
-    if free < NEEDED_DISK:
-        return f"{free / 1e9:.1f} GB of disk are free; {NEEDED_DISK / 1e9:.0f} GB are needed"
-    if memory < NEEDED_MEMORY_MB:
-        return f"{memory / 1e3:.1f} GB of memory are available; {NEEDED_MEMORY_MB / 1e3:.1f} GB are needed"
+    if free < disk:
+        return f"{free / 1e9:.1f} GB of disk are free; {disk / 1e9:.0f} GB are needed"
+    if memory < memory_mb:
+        return f"{memory / 1e3:.1f} GB of memory are available; {memory_mb / 1e3:.1f} GB are needed"
     return None
 
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--released", type=Path, help="a t2i folder with the published vocabularies")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.size == "full" and (lack := lacking_room(options.folder)):
+    if options.size == "full" and (lack := lacking_room(options.folder, NEEDED_DISK, NEEDED_MEMORY_MB)):
         print(f"skipped: {lack}")
         return
     try:

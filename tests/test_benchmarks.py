@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import denoise, download, full_size, full_size_ours, load
+from benchmarks import denoise, download, full_size, full_size_mixing, full_size_ours, load
 from benchmarks.measure import Recorder, Spread
 from benchmarks.published_files import CLIP, DIT, EMBEDDINGS, T5, VAE, shapes, write_published
 from benchmarks.sizes import FULL, SIZES
@@ -84,6 +84,15 @@ def test_the_full_size_proof_passes_at_toy_size_and_removes_its_weights(
     assert sum(name.startswith("load ") for name in stages) == 4
     assert not (tmp_path / "models").exists()
     assert "Largest differences" in capsys.readouterr().out
+
+
+def test_both_models_at_toy_size_share_one_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full_size_mixing.main(["--size", "tiny", "--side", "64", "--folder", str(tmp_path)])
+
+    said = capsys.readouterr().out
+    assert "bert_clip, mt5, hunyuan_dit, autoencoder_kl, unet, clip, clip: one manager" in said
+    assert "draw one step with SDXL" in said
+    assert [path.name for path in tmp_path.iterdir()] == [full_size_mixing.RESULT]
 
 
 def test_the_full_size_proof_is_skipped_with_a_sentence_where_there_is_no_room(

@@ -3,7 +3,7 @@
     python -m examples.emoji_painter.vocabulary build/painter/vocabulary
     diffsynth train examples/emoji_painter/autoencoder.toml
     diffsynth train examples/emoji_painter/denoiser.toml
-    python -m examples.emoji_painter.bundle build/painter/denoiser/final --autoencoder build/painter/autoencoder/final/...
+    python -m examples.emoji_painter.bundle build/painter/denoiser/final --autoencoder FILE-OF-1
     python -m examples.emoji_painter.evaluate --model diffsynth/hub/bundled/HunyuanDiT-Emoji --output build/evaluation
 
 Needs ``pip install "diffsynth[painter]"`` and the font of Debian's ``fonts-noto-color-emoji``.
