@@ -13,6 +13,7 @@ from examples.emoji_painter.glyphs import sized
 from examples.emoji_painter.objects import Thing, things, with_article
 
 SIDE = 128
+MARGIN = 2
 CELL = 16  # objects stand on a grid of so many pixels, those of a patch of latents: a small network learns them sooner
 SINGLE_SIZES = (72, 96)  # longer side in pixels
 PAIR_SIZES = (56,)
@@ -118,13 +119,13 @@ def arrange(objects: tuple[Thing, ...], color: Color, rng: Random) -> Scene:
     """Return a scene of one object, or of two side by side, each in its half; ``rng`` gives sizes and positions."""
     if len(objects) == 1:
         size = rng.choice(SINGLE_SIZES)
-        reach = (SIDE - size) // 2
+        reach = (SIDE - size) // 2 - MARGIN
         x, y = (SIDE // 2 + _on_grid(reach, rng) for _ in "xy")
         return Scene((Placed(objects[0], size, x, y),), color)
     placed = []
     for thing, middle in zip(objects, (SIDE // 4, SIDE - SIDE // 4), strict=True):
         size = rng.choice(PAIR_SIZES)
-        x = middle + _on_grid((SIDE // 2 - size) // 2, rng)
+        x = middle + _on_grid((SIDE // 2 - size) // 2 - MARGIN, rng)
         placed.append(Placed(thing, size, x, SIDE // 2 + _on_grid(PAIR_RISE, rng)))
     return Scene(tuple(placed), color)
 
