@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,12 @@ def test_a_download_ends_well_while_another_thread_closes_the_client_all_the_tim
     hub.publish(dict.fromkeys(V1_0, files))
     hub.fault("slow", FILE["HuggingFace"], times=-1)
     done = threading.Event()
-    closed = []
+    closed: list[float] = []
 
     def disturb() -> None:
         while not done.wait(0.07):
-            closed.append(close_session())
+            close_session()
+            closed.append(time.monotonic())
 
     thread = threading.Thread(target=disturb)
     thread.start()
