@@ -6,7 +6,7 @@ models. Sizes and hashes are not written here: the hubs tell them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -15,6 +15,9 @@ from diffsynth.errors import InvalidRequest, printable
 
 SAFE = ".safetensors"
 WEIGHTS = (SAFE, ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+
+PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2")
+PIPELINE = ("model_index.json", *(f"{part}/*" for part in PARTS))
 
 Repositories = Mapping[str, str]  # hub → repository
 
@@ -99,11 +102,9 @@ def _published(folder: str, main: Repositories, denoiser: Repositories | None = 
     )
 
 
-def _diffusers(name: str) -> CatalogModel:
+def _diffusers(name: str, paths: Sequence[str] = PIPELINE) -> CatalogModel:
     """A repository in the layout of Diffusers; which files its folders hold, its listing says."""
-    main = same(f"Tencent-Hunyuan/{name}")
-    parts = ("transformer", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2")
-    lines = (Line(main, "model_index.json", name), *(Line(main, f"{part}/*", name, prefer=SAFE) for part in parts))
+    lines = tuple(Line(same(f"Tencent-Hunyuan/{name}"), path, name, prefer=SAFE) for path in paths)
     return CatalogModel("in the layout of Diffusers", lines, as_folder=name)
 
 
@@ -165,6 +166,13 @@ CATALOG: Mapping[str, CatalogModel] = MappingProxyType(
                 f"LoRA: {style}", (Line(LORA, f"{style}/*", "HunyuanDiT-LoRA"),), as_folder=f"HunyuanDiT-LoRA/{style}"
             )
             for style in ("porcelain", "jade")
+        },
+        **{
+            f"HunyuanDiT-{version}-ControlNet-Diffusers-{kind}": _diffusers(
+                f"HunyuanDiT-{version}-ControlNet-Diffusers-{kind}", ("config.json", "diffusion_pytorch_model*")
+            )
+            for version in ("v1.1", "v1.2")
+            for kind in ("Canny", "Depth", "Pose")
         },
         "HunyuanDiT-IP-Adapter": CatalogModel(
             "pictures as prompts",

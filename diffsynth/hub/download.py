@@ -15,8 +15,9 @@ from diffsynth.hub.job import gather
 from diffsynth.hub.listing import checked_repository, matches
 from diffsynth.hub.progress import OnProgress
 from diffsynth.hub.settings import is_offline
+from diffsynth.hub.sources import SOURCES
 
-HUBS = ("ModelScope", "HuggingFace")
+HUBS = tuple(SOURCES)
 
 Names = str | Sequence[str]
 AnyPath = str | PathLike[str]
@@ -98,7 +99,7 @@ def download_model(
         DownloadError: files could not be had; the message names each, and why, and what to do.
     """
     repository = checked_repository(repo_id)
-    options = _options([repository], source, local_dir, patterns, offline, verify, reuse, on_progress)
+    options = _options([repository], source, local_dir, patterns, offline, verify, reuse, on_progress, revision)
     repositories = dict.fromkeys(HUBS, repository)
     lines = [Line(repositories, pattern, repository, revision=revision) for pattern in _as_list(patterns)]
     items = gather(lines, Options(**{**vars(options), "files": ()}))
@@ -114,10 +115,13 @@ def _options(
     verify: bool,
     reuse: AnyPath | Sequence[AnyPath],
     on_progress: OnProgress | None,
+    revision: str | None = None,
 ) -> Options:
     folder = Path(local_dir)
     command = ["diffsynth", "download", *names]
     command += [] if folder == Path("models") else ["--models", str(folder)]
+    command += [] if revision is None else ["--revision", revision]
+    command += [part for hub in _as_list(hubs) if tuple(_as_list(hubs)) != HUBS for part in ("--hub", hub)]
     command += [part for pattern in _as_list(files) if pattern != "*" for part in ("--files", pattern)]
     folders = [Path(each) for each in ([reuse] if isinstance(reuse, (str, PathLike)) else reuse)]
     if missing := [each for each in folders if not each.is_dir()]:

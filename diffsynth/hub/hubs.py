@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.hub.catalog import Line
 from diffsynth.hub.listing import Listing, RemoteFile
-from diffsynth.hub.patience import HubDown, Refusal, Silence, bounded
+from diffsynth.hub.patience import Disturbed, HubDown, Pauses, Refusal, Silence, bounded
+from diffsynth.hub.probe import probe
 from diffsynth.hub.record import Record
 from diffsynth.hub.settings import Patience
-from diffsynth.hub.sources import SOURCES, Source, probe
+from diffsynth.hub.sources import SOURCES, Source
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,10 @@ class Hubs:
         return state.source
 
     def pass_over(self, name: str, reason: str) -> None:
-        """Ask this hub nothing more in this job."""
-        self._states[name].down = reason
-        logger.warning("%s is passed over: %s.", name, reason)
+        """Ask this hub nothing more in this job, and say so once."""
+        if not self._states[name].down:
+            self._states[name].down = reason
+            logger.warning("%s is passed over: %s.", name, reason)
 
     def note_failure(self, name: str, reason: str) -> None:
         """Count a file that was tried to the end; a hub that fails at several in a row is passed over."""
@@ -97,11 +99,9 @@ class Hubs:
         key = (repository, revision)
         if key not in asked:
             try:
-                source = self.source(name)
-                found = bounded(lambda: source.listing(repository, revision), self._patience.silence)
+                found = self._told(name, repository, revision)
             except HubDown as error:
-                if not self._states[name].down:
-                    self.pass_over(name, str(error))
+                self.pass_over(name, str(error))
                 asked[key] = str(error)
             except (Refusal, Silence) as error:
                 asked[key] = f"{repository}: {error}"
@@ -112,6 +112,15 @@ class Hubs:
         if isinstance(answer, str):
             raise Refusal(answer)
         return answer
+
+    def _told(self, name: str, repository: str, revision: str | None) -> Listing:
+        source = self.source(name)
+        pauses = Pauses(self._patience, f"{name}: {repository}")
+        while True:
+            try:
+                return bounded(lambda: source.listing(repository, revision), self._patience.silence)
+            except Disturbed as hiccup:
+                pauses.wait(hiccup)
 
     def asked_or_remembered(self, name: str, line: Line) -> Listing | None:
         """Return what a hub said about a line's repository, in this job or an earlier one, or None."""

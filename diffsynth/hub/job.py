@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -84,7 +85,7 @@ class _Job:
                 offers = list(self.hubs.offers(line, item.path))
                 if not offers and item.target.is_file():
                     logger.warning("%s is used unchecked: offline, and no hub was asked about it before.", item.target)
-                elif not self._is_right(item) and not any(self._reused(item, offer, reuse) for offer in offers):
+                elif not self._is_right(item) and self._reused(item, reuse) is None:
                     wrong.append(_what_is_there(item, offers))
         if wrong:
             raise DownloadError(
@@ -102,7 +103,8 @@ class _Job:
                 return items
         folder = self.options.folder / line.folder
         if line.is_pattern:
-            inside = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("**/*")) if path.is_file()]
+            here = [path for path in sorted(folder.glob("**/*")) if path.is_file() and not path.match(".*.part")]
+            inside = [path.relative_to(folder).as_posix() for path in here]
             names = [name for name in inside if fnmatchcase(name, line.path)]
             none = [Item(line, line.path, folder / line.path)]
             return [item_at(line, name, self.options) for name in names] or none
@@ -150,51 +152,55 @@ class _Job:
             if items := line_items(line, listing, self.options):
                 return items
             reasons.append(f"{hub}: {repository} holds no {line.path}{_nearest(line.path, listing)}.")
+        asked = dict.fromkeys(line.repositories[hub] for hub in self.hubs.names if hub in line.repositories)
         raise DownloadError(
-            f"no hub can be asked for {line.path} of {' or '.join(dict.fromkeys(line.repositories.values()))}:"
+            f"no hub can be asked for {line.path} of {' or '.join(asked)}:"
             + "".join(f"\n  {reason}" for reason in reasons)
             + "\nFiles that are in place already, put there by hand, are used with offline=True (--offline); "
             "`diffsynth env` shows the addresses of the hubs."
         )
 
     def _taken(self, item: Item, reuse: Reuse, progress: Progress) -> bool:
-        """Put a file in place that is elsewhere on this machine."""
-        for offer in self.hubs.offers(item.line, item.path):
-            if self._reused(item, offer, reuse):
-                progress.begin(item.path, 0)
-                progress.end(offer.size)
-                return True
-        return False
+        """Put a file in place that is elsewhere on this machine, and count it."""
+        offer = self._reused(item, reuse)
+        if offer is not None:
+            progress.begin(item.path)
+            progress.end(offer.size)
+        return offer is not None
 
-    def _reused(self, item: Item, offer: RemoteFile, reuse: Reuse) -> bool:
-        for repository in dict.fromkeys(item.line.repositories.values()):
-            found = reuse.find(offer, repository)
-            if found is not None and found.resolve() != item.target.resolve():
-                with Part(item.target, offer) as part:
-                    if take(found, part):
-                        logger.info("%s was taken from %s", item.target, found)
-                        return True
-        return False
+    def _reused(self, item: Item, reuse: Reuse) -> RemoteFile | None:
+        """Put a file in place that is elsewhere on this machine, and return as which it was published."""
+        for offer in dict.fromkeys(self.hubs.offers(item.line, item.path)):
+            for found in reuse.candidates(offer, item.line.repositories.values()):
+                if found != item.target.resolve():
+                    with Part(item.target, offer) as part:
+                        if take(found, part):
+                            logger.info("%s was taken from %s", item.target, found)
+                            return offer
+        return None
 
     def _check_room(self, todo: Sequence[Item], sizes: dict[Path, int]) -> None:
-        """Raise a DownloadError if the disk cannot hold what is missing."""
-        if not todo:
-            return
-        self.options.folder.mkdir(parents=True, exist_ok=True)
-        needed = sum(sizes[item.target] for item in todo)
+        """Raise a DownloadError if a disk cannot hold what is missing; a model's folder may be a link to another."""
+        needed: Counter[int] = Counter()
+        places: dict[int, Path] = {}
         for item in todo:
-            for offer in self.hubs.offers(item.line, item.path):
-                part = Part(item.target, offer).path
-                needed -= min(part.stat().st_size, offer.size) if part.is_file() else 0
-        free = shutil.disk_usage(self.options.folder).free
-        if needed > free:
-            raise DownloadError(
-                f"{self.options.folder} has {free / 1e9:,.2f} GB free, and {needed / 1e9:,.2f} GB are to be fetched. "
-                "Nothing was fetched. Make room, or choose another folder with local_dir= (--models)."
-            )
+            place = next(folder for folder in item.target.parents if folder.exists())
+            disk = place.stat().st_dev
+            places.setdefault(disk, place)
+            parts = [Part(item.target, offer).path for offer in self.hubs.offers(item.line, item.path)]
+            arrived = max((part.stat().st_size for part in parts if part.is_file()), default=0)
+            needed[disk] += max(0, sizes[item.target] - arrived)
+        for disk, place in places.items():
+            free = shutil.disk_usage(place).free
+            if needed[disk] > free:
+                raise DownloadError(
+                    f"{place} has {free / 1e9:,.2f} GB free, and {needed[disk] / 1e9:,.2f} GB are to be fetched. "
+                    "Nothing was fetched. Make room, or choose another folder with local_dir= (--models)."
+                )
 
     def _fetch(self, item: Item, progress: Progress) -> None:
         """Fetch one file from the first hub that gives it, and note in the item why others did not."""
+        progress.begin(item.path)
         for hub in self.hubs.names:
             repository = item.line.repositories.get(hub)
             if repository is None:
@@ -224,19 +230,17 @@ class _Job:
 
     def _fetch_from(self, hub: str, repository: str, item: Item, remote: RemoteFile, progress: Progress) -> None:
         def waiting() -> None:
-            logger.info("%s is being fetched by another process; waiting for it", item.target)
+            logger.warning("%s is being fetched by another process; waiting for it", item.target)
 
         try:
             with Part(item.target, remote, waiting) as part:
-                progress.begin(item.path, part.size)
+                progress.present(part.size)
                 if is_right(item.target, [remote], again=False):  # the other process is done
-                    missing = remote.size - part.size
                     part.restart()
                 else:
                     fetch(Origin(self.hubs.source(hub), repository, item.line.revision, remote), part, self.patience,
                           progress.moved)  # fmt: skip
-                    missing = 0
-                progress.end(missing)
+                progress.end(remote.size)
         except OSError as error:
             if error.errno in FULL:
                 raise DownloadError(

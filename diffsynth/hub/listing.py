@@ -13,6 +13,9 @@ from diffsynth.errors import DownloadError, InvalidRequest, printable
 
 NOTHING = hashlib.sha256(b"").hexdigest()
 ODD = frozenset('\\:*?"<>|')  # characters with a meaning in the paths of some system
+RESERVED = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]", re.IGNORECASE
+)  # what Windows reads as another name
 RECORD = ".diffsynth.json"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -58,6 +61,11 @@ class RemoteFile:
         return "sha256" if self.sha256 else "git id" if self.git_id else "size"
 
     @property
+    def has_hash(self) -> bool:
+        """Whether a hub tells any hash of its content."""
+        return bool(self.sha256 or self.git_id)
+
+    @property
     def identity(self) -> str:
         """What its content is known by."""
         return self.sha256 or self.git_id or f"size{self.size}"
@@ -99,9 +107,9 @@ def safe_parts(name: str, repository: str) -> tuple[str, ...]:
         DownloadError: the name leads out of the repository's folder, or could on some system.
     """
     parts = tuple(name.split("/"))
-    wrong = [part for part in parts if part in ("", ".", "..") or not part.isprintable() or set(part) & ODD]
     if (
-        wrong
+        "" in parts
+        or any(not part.isprintable() or set(part) & ODD or RESERVED.fullmatch(part) for part in parts)
         or len(name) > 1000
         or len(parts) > 40
         or parts[-1] == RECORD

@@ -21,6 +21,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
+from diffsynth.core.digest import remember_sha256
 from diffsynth.hub.listing import RemoteFile
 
 try:
@@ -49,17 +50,17 @@ class Part:
         self._on_wait = on_wait
         self._stem = f".{target.name[:40]}.{zlib.crc32(target.name.encode()):08x}."
         self.path = target.with_name(f"{self._stem}{remote.identity[:16]}.part")
+        self._fd = -1
         self._own = False  # whether the name is ours alone, because files cannot be locked
 
     def __enter__(self) -> Self:
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = self._opened()
-        self._hasher = self.remote.hasher()
-        while piece := os.read(self._fd, CHUNK):
-            self._hasher.update(piece)
-            self.size += len(piece)
-        if self.size > self.remote.size:
-            self.restart()
+        try:
+            self._open()
+            self._take_stock()
+        except BaseException:  # Ctrl-C too: a lock that stayed would hold up the next attempt for ever
+            self._close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -100,8 +101,18 @@ class Part:
         os.fsync(self._fd)
         if self._own:
             self._close()  # some systems rename no open file
-        os.replace(self.path, self.target)
+        self._name(self.path)
         self.size = 0
+
+    def adopt(self, other: Path) -> None:
+        """Give the final name to another file, which is known to be right, and forget what has arrived."""
+        self.restart()
+        self._name(other)
+
+    def _name(self, ready: Path) -> None:
+        os.replace(ready, self.target)
+        if self.remote.sha256:
+            remember_sha256(self.target, self.remote.sha256)
         with suppress(OSError):
             folder = os.open(self.target.parent, os.O_RDONLY)
             os.fsync(folder)
@@ -113,23 +124,28 @@ class Part:
             os.close(self._fd)
         self._fd = -1
 
-    def _opened(self) -> int:
+    def _open(self) -> None:
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
-            try:
-                if not self._locked(fd):
-                    self._own = True
-                    os.close(fd)
-                    self.path.unlink()
-                    self.path = self.path.with_suffix(f".{secrets.token_hex(4)}.part")
-                    return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
-            except KeyboardInterrupt:
-                os.close(fd)
-                raise
-            self._fd = fd
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+            if not self._locked(self._fd):
+                self._own = True
+                self._close()
+                self.path.unlink()
+                self.path = self.path.with_suffix(f".{secrets.token_hex(4)}.part")
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
+                return
             if self._is_named():
-                return fd
-            os.close(fd)  # it was finished or removed by the one we waited for
+                return
+            self._close()  # it was finished or removed by the one we waited for
+
+    def _take_stock(self) -> None:
+        """Read what has arrived earlier; without a hash to check the whole by, it may be of another version."""
+        self._hasher = self.remote.hasher()
+        while piece := os.read(self._fd, CHUNK):
+            self._hasher.update(piece)
+            self.size += len(piece)
+        if self.size > self.remote.size or not self.remote.has_hash:
+            self.restart()
 
     def _locked(self, fd: int) -> bool:
         """Wait for the lock; return False if there are no locks here."""

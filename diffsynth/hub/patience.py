@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SILENT = 2  # attempts that may end in silence, each of which is a long one
+DISTURBED = 20  # attempts that other threads may spoil
 AHEAD = 16  # pieces that may arrive before the first is taken
 
 
@@ -66,11 +67,11 @@ class Pauses:
 
     def __init__(self, patience: Patience, what: str) -> None:
         self._patience, self._what = patience, what
-        self._failed = 0
+        self.reset()
 
     def reset(self) -> None:
         """Start counting anew, because something was gained."""
-        self._failed = 0
+        self._failed = self._disturbed = 0
 
     def wait(self, hiccup: Hiccup) -> None:
         """Wait before the next attempt.
@@ -78,13 +79,16 @@ class Pauses:
         Raises:
             Exhausted: there have been enough of them.
         """
-        if isinstance(hiccup, Disturbed):
-            logger.info("%s: %s; going on", self._what, hiccup)
-            return
-        self._failed += 1
-        if self._failed >= min(self._patience.attempts, SILENT if isinstance(hiccup, Silence) else 1_000):
-            raise Exhausted(f"{hiccup}, {self._failed} times in a row") from hiccup
-        usual = self._patience.pause * 2 ** (self._failed - 1) * random.uniform(0.5, 1.5)
+        if isinstance(hiccup, Disturbed):  # counted for itself: it says nothing about the hub
+            self._disturbed += 1
+            count, limit, before = self._disturbed, DISTURBED, 0
+        else:
+            self._failed += 1
+            limit = min(self._patience.attempts, SILENT) if isinstance(hiccup, Silence) else self._patience.attempts
+            count, before = self._failed, self._failed - 1
+        if count >= limit:
+            raise Exhausted(f"{hiccup}, {count} times in a row") from hiccup
+        usual = self._patience.pause * 2**before * random.uniform(0.5, 1.5)
         seconds = min(usual if hiccup.retry_after is None else hiccup.retry_after, self._patience.longest)
         logger.info("%s: %s; trying again in %.1f s", self._what, hiccup, seconds)
         time.sleep(seconds)

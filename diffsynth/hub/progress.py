@@ -65,23 +65,25 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def begin(self, file: str, present: int) -> None:
-        """Say which file comes next, or is tried again, and how many bytes of it are there already."""
-        before = self._here if file == self._file else 0
-        self._file, self._here = file, before
+    def begin(self, file: str) -> None:
+        """Say which file comes next."""
+        self._file, self._here = file, 0
         if self._bar is not None:
             self._bar.set_description(f"{self._files_done + 1}/{self._files} {file.rsplit('/', 1)[-1]}")
-        self._count(present - before, arrived=0)
+
+    def present(self, size: int) -> None:
+        """Say how many bytes of the file are there, when it is tried, or tried again."""
+        self._count(size - self._here, arrived=0)
 
     def moved(self, count: int) -> None:
         """Count bytes that arrived, or that had to be thrown away."""
         self._count(count, arrived=max(count, 0))
 
-    def end(self, missing: int) -> None:
-        """Say that a file is in place, with bytes that did not come through ``moved``."""
+    def end(self, size: int) -> None:
+        """Say that the file is in place, and how many bytes it has."""
         self._files_done += 1
         self._told = 0.0
-        self._count(missing, arrived=0)
+        self.present(size)
 
     def _count(self, count: int, arrived: int) -> None:
         self._bytes_done += count

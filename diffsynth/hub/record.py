@@ -55,7 +55,7 @@ class Record:
             logger.info("%s cannot be written: %s", self.path, error)
 
     def _read(self) -> dict[str, Listing]:
-        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        with suppress(OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
             rows = json.loads(self.path.read_text("utf-8"))
             return {
                 str(name): Listing(
@@ -84,16 +84,23 @@ def is_right(path: Path, offers: Iterable[RemoteFile], *, again: bool = False) -
         return False
 
 
-def _hash(path: Path, offer: RemoteFile, again: bool) -> str:
-    if offer.sha256:
-        return sha256_of(path, again=again)
-    if not offer.git_id:
-        return offer.identity  # the hub tells no hash, so the size has to do
+def hash_like(path: Path, offer: RemoteFile) -> str:
+    """Return the hash of a file as it is now, of the kind that a hub tells of its own.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     hasher = offer.hasher()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def _hash(path: Path, offer: RemoteFile, again: bool) -> str:
+    if offer.sha256:
+        return sha256_of(path, again=again)
+    return hash_like(path, offer) if offer.has_hash else offer.identity  # without a hash the size has to do
 
 
 def _key(hub: str, repository: str, revision: str | None) -> str:

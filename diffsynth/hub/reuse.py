@@ -6,14 +6,13 @@ import errno
 import glob
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from diffsynth.core.digest import remember_sha256
 from diffsynth.hub.listing import RemoteFile
 from diffsynth.hub.part import CHUNK, Part
-from diffsynth.hub.record import is_right
+from diffsynth.hub.record import hash_like
 from diffsynth.hub.settings import hugging_face_cache, modelscope_cache
 
 logger = logging.getLogger(__name__)
@@ -35,43 +34,59 @@ class Reuse:
                         if path.is_file():
                             self._by_size.setdefault(path.stat().st_size, []).append(path)
 
-    def find(self, remote: RemoteFile, repository: str) -> Path | None:
-        """Return a file with the right bytes, its hash computed or remembered, or None.
-
-        A hash that no hub tells is not compared, so such a file is not reused.
-        """
-        if remote.hash_name == "size":
-            return None
-        candidates = [*_in_caches(remote, repository), *self._by_size.get(remote.size, ())]
-        return next((path for path in candidates if is_right(path, [remote])), None)
+    def candidates(self, remote: RemoteFile, repositories: Iterable[str]) -> list[Path]:
+        """Return files that have the right size; none for a file of which no hub tells a hash."""
+        if not remote.has_hash:
+            return []
+        cached = [path for name in dict.fromkeys(repositories) for path in _in_caches(remote, name)]
+        found: dict[Path, None] = {}
+        for path in (*cached, *self._by_size.get(remote.size, ())):
+            with suppress(OSError):
+                if path.is_file() and path.stat().st_size == remote.size:
+                    found[path.resolve()] = None
+        return list(found)
 
 
 def take(found: Path, part: Part) -> bool:
-    """Put a file that was found in its place: as a second name of the same file, or else as a copy.
+    """Put a file that was found in its place, if it is right: as a second name of the same file, or else as a copy.
 
-    The copy is checked once more while it is made. Returns False if the file has changed meanwhile.
+    Its hash is computed now, not remembered: who else writes the file is not known.
+
+    Args:
+        found: the file itself, no link to it.
+        part: what it is to be.
+
+    Returns:
+        Whether it is right.
 
     Raises:
         OSError: the copy cannot be written.
     """
-    source = found.resolve()
     link = part.path.with_suffix(".link.part")
     try:
         link.unlink(missing_ok=True)
-        os.link(source, link)
+        os.link(found, link)
+        if not _is_right(link, part.remote):
+            return False
+        part.adopt(link)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EROFS):
             raise
-        return _copy(source, part)
-    if not is_right(link, [part.remote]):
-        link.unlink()
-        return False
-    os.replace(link, part.target)
-    part.restart()
+        return _is_right(found, part.remote) and _copy(found, part)
+    finally:
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
     return True
 
 
+def _is_right(path: Path, remote: RemoteFile) -> bool:
+    with suppress(OSError):
+        return hash_like(path, remote) == remote.identity
+    return False
+
+
 def _copy(source: Path, part: Part) -> bool:
+    """Copy a file, and return whether it was the same all the while."""
     part.restart()
     with source.open("rb") as file:
         while piece := file.read(CHUNK):
@@ -79,10 +94,7 @@ def _copy(source: Path, part: Part) -> bool:
     if part.hash() != part.remote.identity:
         part.restart()
         return False
-    digest = part.hash() if part.remote.sha256 else ""
     part.finish()
-    if digest:
-        remember_sha256(part.target, digest)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,21 +55,23 @@ def is_offline(asked: bool | None = None) -> bool:
 
 def hugging_face_endpoint() -> str:
     """Return the address of Hugging Face or of the mirror that ``HF_ENDPOINT`` names."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return _address("HF_ENDPOINT", "https://huggingface.co")
 
 
 def modelscope_endpoint() -> str:
     """Return the address of ModelScope, or what ``MODELSCOPE_ENDPOINT`` names."""
-    value = (os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn").rstrip("/")
-    return value if "://" in value else f"https://{value}"
+    return _address("MODELSCOPE_ENDPOINT", "https://modelscope.cn")
+
+
+def without_password(address: str) -> str:
+    """Return an address as it may be shown."""
+    return printable(re.sub(r"(?<=//)[^/]*@", "(hidden)@", address), 200)
 
 
 def hugging_face_cache() -> Path:
     """Return the folder where huggingface_hub keeps what it fetched."""
-    if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(folder).expanduser()
-    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(home).expanduser() / "hub"
+    folder = os.environ.get("HF_HUB_CACHE")
+    return Path(folder).expanduser() if folder else _hugging_face_home() / "hub"
 
 
 def modelscope_cache() -> Path:
@@ -81,9 +84,9 @@ def described() -> Iterator[tuple[str, str, str]]:
     patience = Patience.from_environment()
     effective: tuple[tuple[str, Callable[[], object]], ...] = (
         ("HF_ENDPOINT", hugging_face_endpoint),
-        ("HF_HOME", lambda: hugging_face_cache().parent),
+        ("HF_HOME", _hugging_face_home),
         ("HF_HUB_CACHE", hugging_face_cache),
-        ("HF_TOKEN", lambda: _saved(hugging_face_cache().parent / "token")),
+        ("HF_TOKEN", lambda: _saved(_hugging_face_home() / "token")),
         ("MODELSCOPE_ENDPOINT", modelscope_endpoint),
         ("MODELSCOPE_CACHE", modelscope_cache),
         ("MODELSCOPE_API_TOKEN", lambda: _saved(_modelscope_home() / "credentials" / "cookies")),
@@ -95,7 +98,7 @@ def described() -> Iterator[tuple[str, str, str]]:
     for name, value in effective:
         given = os.environ.get(name)
         if given:
-            yield name, "(hidden)" if name in HIDDEN else given, "environment"
+            yield name, "(hidden)" if name in HIDDEN else without_password(given), "environment"
         elif name == "HF_HUB_CACHE" and os.environ.get("HF_HOME"):
             yield name, str(value()), "HF_HOME"
         elif name == "DIFFSYNTH_OFFLINE" and is_offline():
@@ -105,6 +108,16 @@ def described() -> Iterator[tuple[str, str, str]]:
             yield name, "(hidden)" if saved else "(not set)", saved
         else:
             yield name, str(value()), "default"
+
+
+def _address(name: str, usual: str) -> str:
+    value = os.environ.get(name, "").strip().rstrip("/") or usual
+    return value if "://" in value else f"https://{value}"
+
+
+def _hugging_face_home() -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("HF_HOME") or caches / "huggingface").expanduser()
 
 
 def _modelscope_home() -> Path:

@@ -7,7 +7,6 @@ What the clients do badly after that (checks, retries, resuming) is done the sam
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,18 +15,18 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from diffsynth import __version__
 from diffsynth.errors import printable
 from diffsynth.hub.listing import Listing, RemoteFile
-from diffsynth.hub.patience import Disturbed, Hiccup, HubDown, NoSuchRange, Refusal, bounded
-from diffsynth.hub.settings import Patience, hugging_face_endpoint, modelscope_endpoint
+from diffsynth.hub.patience import Disturbed, Hiccup, HubDown, NoSuchRange, Refusal
+from diffsynth.hub.settings import hugging_face_endpoint, modelscope_endpoint
 
 AGENT = f"diffsynth/{__version__}"
 PIECE = 1 << 18  # bytes that are asked of a connection at a time
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+# what clients raise on answers that are nothing they know
+NONSENSE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529)
 
 
@@ -71,6 +70,7 @@ class Source(Protocol):
 
         Raises:
             Refusal: it will not be told; the client has tried again by itself.
+            Disturbed: try again.
         """
 
     def read(self, repository: str, revision: str | None, path: str, start: int) -> Generator[Head | bytes, None, None]:
@@ -107,39 +107,40 @@ class HuggingFace:
                         if isinstance(entry, RepoFile)
                     )
                 )
+        except Disturbed:
+            raise
         except Hiccup as hiccup:
             raise Refusal(f"{hiccup}, several times in a row") from hiccup  # the client has tried that often
 
     def read(self, repository: str, revision: str | None, path: str, start: int) -> Generator[Head | bytes, None, None]:
         """Yield the head of the answer, then bytes; another host that it is sent on to gets no token."""
-        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        with self._telling():
+        with self._telling() as client:
             url = hf_hub_url(repository, path, revision=revision, endpoint=self.endpoint)
-            client = get_session()
             headers = {**build_hf_headers(library_name="diffsynth", library_version=__version__), **_wanted(start)}
-            try:
-                with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-                    if answer.status_code >= 400:
-                        raise failure(answer.status_code, answer.headers, self.token_variable)
-                    yield Head.of(answer.status_code, answer.headers)
-                    plain = answer.headers.get("Content-Encoding", "identity") == "identity"
-                    yield from answer.iter_raw() if plain else answer.iter_bytes()
-            except Exception as error:
-                if get_session() is client:
-                    raise
-                raise Disturbed(f"all connections of this process were closed ({short(error)})") from error
+            with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
+                if answer.status_code >= 400:
+                    raise failure(answer.status_code, answer.headers, self.token_variable)
+                yield Head.of(answer.status_code, answer.headers)
+                plain = answer.headers.get("Content-Encoding", "identity") == "identity"
+                yield from answer.iter_raw() if plain else answer.iter_bytes()
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Turn what the client raises into our own two kinds."""
+    def _telling(self) -> Iterator[Any]:
+        """Give the client, and turn what it raises into our own kinds."""
         from huggingface_hub import get_session
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-        http = import_module(type(get_session()).__module__.partition(".")[0])  # httpx, or its successor
         try:
-            yield
+            client = get_session()
+        except (ImportError, OSError, ValueError) as error:  # a proxy or certificates that it cannot use
+            raise HubDown(f"its client cannot work with the settings of this machine ({short(error)})") from error
+        http = import_module(type(client).__module__.partition(".")[0])  # httpx, or its successor
+        try:
+            with _undisturbed(client, http.ConnectError):
+                yield client
         except OfflineModeIsEnabled as error:
             raise HubDown("HF_HUB_OFFLINE was set when huggingface_hub was imported") from error
         except HfHubHTTPError as error:
@@ -147,10 +148,26 @@ class HuggingFace:
             if answer is None:
                 raise Hiccup(short(error)) from error
             raise failure(answer.status_code, answer.headers, self.token_variable) from error
-        except (http.HTTPError, http.StreamError, http.InvalidURL, RuntimeError) as error:  # the last: a closed client
-            raise Hiccup(f"the connection failed ({short(error)})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NONSENSE as error:
             raise Refusal(f"the answer is none of a hub ({short(error)})") from error
+        except (http.HTTPError, http.StreamError, http.InvalidURL, OSError, RuntimeError) as error:
+            raise Hiccup(f"the connection failed ({short(error)})") from error
+
+
+@contextmanager
+def _undisturbed(client: object, own: type[Exception]) -> Iterator[None]:
+    """Tell apart what happens because another thread closed the client that all threads share.
+
+    huggingface_hub does so where a listing cannot connect; that thread itself, and nobody else, gets the error ``own``.
+    """
+    from huggingface_hub import get_session
+
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (own, Hiccup, Refusal)) or get_session() is client:
+            raise
+        raise Disturbed(f"all connections of this process were closed ({short(error)})") from error
 
 
 @dataclass
@@ -192,9 +209,9 @@ class ModelScope:
     def read(self, repository: str, revision: str | None, path: str, start: int) -> Generator[Head | bytes, None, None]:
         """Yield the head of the answer, then bytes; another host that it is sent on to gets no token."""
         headers = _wanted(start)
-        if token := self._api.legacy.token:  # both are left out when the answer sends us to another host
-            headers |= {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
         with self._telling():
+            if token := self._api.legacy.token:  # both are left out when the answer sends us to another host
+                headers |= {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
             answer = self._files.legacy.download_stream(
                 repository, "model", path, revision or "master", headers=headers
             )
@@ -207,7 +224,7 @@ class ModelScope:
     def _telling(self) -> Iterator[None]:
         """Turn what the client raises into our own two kinds."""
         from modelscope_hub import APIError, HubError, NetworkError, RequestTimeoutError
-        from requests import JSONDecodeError, RequestException
+        from requests import JSONDecodeError
         from urllib3.exceptions import HTTPError
 
         try:
@@ -218,9 +235,9 @@ class ModelScope:
             raise failure(error.status_code or 0, headers, self.token_variable) from error
         except JSONDecodeError as error:
             raise Refusal(f"the answer is none of a hub ({short(error)})") from error
-        except (NetworkError, RequestTimeoutError, RequestException, HTTPError) as error:
+        except (NetworkError, RequestTimeoutError, OSError, HTTPError) as error:  # those of requests are OSErrors
             raise Hiccup(f"the connection failed ({short(error)})") from error
-        except (HubError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (HubError, *NONSENSE) as error:
             raise Refusal(f"the answer is none of a hub ({short(error)})") from error
 
 
@@ -251,31 +268,6 @@ def _seconds(text: str) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def probe(source: Source, patience: Patience) -> None:
-    """Find out whether a hub accepts connections, in a few seconds whatever happens.
-
-    Raises:
-        HubDown: it does not.
-    """
-    parts = urlsplit(source.endpoint)
-    scheme, host = parts.scheme or "https", parts.hostname or ""
-    port = parts.port or (80 if scheme == "http" else 443)
-    proxy = None if proxy_bypass(host) else getproxies().get(scheme, getproxies().get("all"))
-    if proxy:
-        through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        host, port = through.hostname or "", through.port or 80
-
-    def connect() -> None:
-        socket.create_connection((host, port), timeout=patience.probe).close()
-
-    try:
-        bounded(connect, patience.probe)
-    except Hiccup:
-        raise HubDown(f"{host} did not answer within {patience.probe:g} s") from None
-    except (OSError, ValueError) as error:
-        raise HubDown(f"{host} cannot be reached ({short(error)})") from error
 
 
 def short(error: BaseException) -> str:

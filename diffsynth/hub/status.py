@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from diffsynth.hub.bundled import files_of
-from diffsynth.hub.catalog import CATALOG, CatalogModel, Repositories
+from diffsynth.hub.catalog import CATALOG, CatalogModel, Line
 from diffsynth.hub.hubs import Hubs
 from diffsynth.hub.items import Options, line_items
 from diffsynth.hub.listing import Listing
 from diffsynth.hub.patience import Refusal
 from diffsynth.hub.record import Record, is_right
 from diffsynth.hub.settings import Patience, is_offline
+from diffsynth.hub.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ModelStatus:
 
 
 def catalogue_status(
-    local_dir: str | PathLike[str] = "models", hubs: Sequence[str] = (), *, offline: bool | None = None
+    local_dir: str | PathLike[str] = "models", hubs: Sequence[str] = tuple(SOURCES), *, offline: bool | None = None
 ) -> list[ModelStatus]:
     """Return every model of the catalogue with its size and what is here of it.
 
@@ -66,18 +68,15 @@ def _status(name: str, model: CatalogModel, hubs: Hubs, options: Options, offlin
         return _bundled_status(name, model, options.folder)
     size, files, here, known = 0, 0, 0, True
     for line in model.lines:
-        listing = next(filter(None, (hubs.asked_or_remembered(hub, line) for hub in hubs.names)), None)
-        if listing is None and not offline:
-            listing = _asked(line.repositories, line.revision, hubs)
-        items = line_items(line, listing, options) if listing else []
-        if listing is None or not items:
+        for listing in _listings(line, hubs, offline):
+            if items := line_items(line, listing, options):
+                size += sum(listing.by_path[item.path].size for item in items)
+                files += len(items)
+                here += sum(is_right(item.target, hubs.offers(line, item.path)) for item in items)
+                break
+        else:
             known = False
-            target = options.folder / line.folder / line.path
-            here += target.is_file()
-            continue
-        size += sum(listing.by_path[item.path].size for item in items)
-        files += len(items)
-        here += sum(is_right(item.target, hubs.offers(line, item.path)) for item in items)
+            here += (options.folder / line.place).is_file()
     return ModelStatus(name, model.about, size if known else None, files if known else None, here)
 
 
@@ -87,11 +86,10 @@ def _bundled_status(name: str, model: CatalogModel, folder: Path) -> ModelStatus
     return ModelStatus(name, model.about, sum(map(len, content.values())), len(content), here)
 
 
-def _asked(repositories: Repositories, revision: str | None, hubs: Hubs) -> Listing | None:
-    for hub in hubs.names:
-        if hub in repositories:
-            try:
-                return hubs.listing(hub, repositories[hub], revision)
-            except Refusal:
-                continue
-    return None
+def _listings(line: Line, hubs: Hubs, offline: bool) -> Iterator[Listing]:
+    """Yield what hubs said about a line's repository: first what is remembered, then what they say when asked."""
+    yield from filter(None, (hubs.asked_or_remembered(hub, line) for hub in hubs.names))
+    for hub, repository in line.repositories.items():
+        if hub in hubs.names and not offline:
+            with suppress(Refusal):
+                yield hubs.listing(hub, repository, line.revision)

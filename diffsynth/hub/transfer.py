@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from diffsynth.core.digest import remember_sha256
 from diffsynth.errors import printable
 from diffsynth.hub.listing import NOTHING, RemoteFile
 from diffsynth.hub.part import Part
@@ -37,7 +36,7 @@ class Origin:
 def fetch(origin: Origin, part: Part, patience: Patience, moved: Moved) -> None:
     """Fetch a file, or the rest of it, check it, and give it its final name.
 
-    Wrong bytes are thrown away and fetched once more.
+    Wrong bytes are thrown away and fetched once more; what arrived before a wrong answer is kept.
 
     Args:
         origin: the hub and the file.
@@ -49,23 +48,20 @@ def fetch(origin: Origin, part: Part, patience: Patience, moved: Moved) -> None:
         Refusal: this hub does not give the right bytes; the message says what it gave.
         OSError: the file cannot be written; what has arrived is kept.
     """
-    if origin.remote.hash_name == "size":
+    if not origin.remote.has_hash:
         logger.warning("%s publishes no hash of %s: only its size is checked.", origin.source.name, part.target)
     for last in (False, True):
         try:
             _fill(origin, part, patience, moved)
-            _check(origin.remote, part)
+            if wrong_at_the_end := _wrong_at_the_end(origin.remote, part):
+                _start_over(part, moved)
+                raise WrongBytes(wrong_at_the_end)
         except WrongBytes as wrong:
-            moved(-part.size)
-            part.restart()
             if last:
                 raise Refusal(f"{wrong}. This was tried twice") from wrong
             logger.warning("%s: %s: %s. Trying once more.", origin.source.name, part.target, wrong)
         else:
-            sha256 = part.hash() if origin.remote.sha256 else ""
             part.finish()
-            if sha256:
-                remember_sha256(part.target, sha256)
             return
 
 
@@ -97,17 +93,18 @@ def _pour(origin: Origin, part: Part, patience: Patience, moved: Moved) -> None:
             _start_over(part, moved)
             raise
         assert isinstance(head, Head)
-        if head.start != asked:  # the range was ignored, or is another one
-            _start_over(part, moved)
-            if head.start != 0:
-                raise Hiccup(f"asked for bytes from {asked} on, the answer begins at {head.start}")
         if wrong := _wrong_from_the_start(origin.remote, head):
             with suppress(Hiccup):
                 wrong += f" (beginning {printable(repr(bytes(next(stream, b''))[:60]), 80)})"  # type: ignore[arg-type]
             raise WrongBytes(wrong)
+        if head.start != asked:  # the range was ignored, or is another one
+            _start_over(part, moved)
+            if head.start != 0:
+                raise Hiccup(f"asked for bytes from {asked} on, the answer begins at {head.start}")
         for piece in stream:
             assert isinstance(piece, bytes)
             if part.size + len(piece) > origin.remote.size:
+                _start_over(part, moved)
                 raise WrongBytes(f"expected {origin.remote.size} bytes, got more")
             part.append(piece)
             moved(len(piece))
@@ -131,17 +128,16 @@ def _wrong_from_the_start(remote: RemoteFile, head: Head) -> str:
     return "" if head.total is None else f"expected {remote.size} bytes, the server announces {head.total}"
 
 
-def _check(remote: RemoteFile, part: Part) -> None:
-    got = part.hash() if remote.hash_name != "size" else remote.identity
-    if got == remote.identity:
-        return
-    if got == NOTHING and remote.size == 0:
-        raise WrongBytes(f"the hub lists 0 bytes, and yet {remote.hash_name} {remote.identity}")
-    if got == NOTHING:
-        raise WrongBytes(f"the server sent an empty file, expected {remote.hash_name} {remote.identity}")
+def _wrong_at_the_end(remote: RemoteFile, part: Part) -> str:
+    """Return what is wrong with all bytes together, or nothing."""
+    got = part.hash()
+    if got == remote.identity or not remote.has_hash:
+        return ""
+    if remote.size == 0:
+        return f"the hub lists 0 bytes, and yet {remote.hash_name} {remote.identity}"
     if remote.sha256 == NOTHING:
-        raise WrongBytes(f"the hub's listing gives the hash of an empty file for {remote.size} bytes")
-    raise WrongBytes(
+        return f"the hub's listing gives the hash of an empty file for {remote.size} bytes"
+    return (
         f"expected {remote.hash_name} {remote.identity}, got {got} "
         f"({part.size} bytes, beginning {printable(repr(part.begins()), 60)})"
     )

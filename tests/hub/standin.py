@@ -34,7 +34,8 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: one of those above, or ``silent``, ``status``, ``refuse``, ``bad_listing``, ``hostile``.
+        kind: one of those above, or ``silent``, ``status``, ``refuse``, ``bad_listing``, ``hostile``,
+            ``hidden``.
         match: regular expression for ``GET /path?query``.
         times: for how many requests; -1 is for ever.
         share: how much of the body is sent first, 0 to 1.
@@ -304,7 +305,9 @@ class Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def with_hostile(entries: list[Entry], fault: Fault | None) -> list[Entry]:
-        """Add a file whose name leads elsewhere."""
+        """Add a file whose name leads elsewhere, or leave all out."""
+        if fault and fault.kind == "hidden":
+            return []
         return [Entry(fault.name, b"hostile"), *entries] if fault and fault.kind == "hostile" else entries
 
     @staticmethod

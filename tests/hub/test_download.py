@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from diffsynth.core.digest import sha256_of
 from diffsynth.errors import DownloadError, InvalidRequest
 from diffsynth.hub.catalog import CATALOG
 from diffsynth.hub.listing import safe_parts
-from diffsynth.hub.part import Part
-from diffsynth.hub.progress import DownloadReport
 from tests.hub.standin import FILE, HUGGING_FACE, LISTING, Hub
 
 LOADED = (
@@ -90,31 +87,6 @@ def test_a_file_that_was_put_there_by_hand_is_checked_and_kept(
     assert not [request for request in hub.requests("cdn/") if "pytorch_model_ema" in request.line]
 
 
-def test_offline_files_that_were_put_there_by_hand_are_used_with_a_warning(
-    files: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name, content in files.items():
-        path = tmp_path / "HunyuanDiT" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-    found = download_models("HunyuanDiT", local_dir=tmp_path, offline=True)
-
-    assert found == [tmp_path / "HunyuanDiT" / name for name in LOADED]
-    assert f"{found[0]} is used unchecked" in caplog.text
-
-
-def test_offline_a_cut_file_is_found_out(hub: Hub, tmp_path: Path) -> None:
-    found = download_models("HunyuanDiT", local_dir=tmp_path)
-    found[1].write_bytes(b"cut")
-
-    with pytest.raises(DownloadError) as caught:
-        download_models("HunyuanDiT", local_dir=tmp_path, offline=True)
-
-    assert "1 of 6 files are not in place" in str(caught.value)
-    assert f"{found[1]}: not what was published (3 bytes here, 600,000 there)" in str(caught.value)
-
-
 def test_files_chooses_some(hub: Hub, tmp_path: Path) -> None:
     found = download_models("HunyuanDiT", local_dir=tmp_path, files=["*vae*", "vocab.txt"])
 
@@ -185,83 +157,32 @@ def test_every_entry_of_the_catalogue_can_be_fetched(hub: Hub, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} >= {"HunyuanDiT", "HunyuanDiT-v1.2", "sdxl-vae-fp16-fix"}
 
 
-def test_progress_is_told_for_the_whole_job(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
-    reports: list[DownloadReport] = []
-    hub.fault("drop", f"{FILE['ModelScope']}pytorch_model_ema")
-    hub.fault("corrupt", f"{FILE['ModelScope']}diffusion_pytorch_model")
-
-    download_models("HunyuanDiT", local_dir=tmp_path, on_progress=reports.append)
-
-    last = reports[-1]
-    wanted = sum(len(content) for name, content in files.items() if name != "README.md")
-    assert (last.files_done, last.files, last.bytes_done, last.bytes) == (6, 6, wanted, wanted)
-    assert last.rate > 0
-
-
-def test_nothing_is_shown_where_there_is_no_terminal(
-    hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    download_models("HunyuanDiT", local_dir=tmp_path)
-
-    assert capfd.readouterr() == ("", "")
-
-
-def test_too_little_room_is_told_before_anything_is_fetched(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-
-    with pytest.raises(DownloadError, match=r"0.00 GB free, and 0.00 GB are to be fetched. Nothing was fetched"):
-        download_models("HunyuanDiT", local_dir=tmp_path)
-    assert hub.requests(FILE["ModelScope"]) == []
-
-
-def test_a_folder_that_cannot_be_written_is_an_error_with_its_name(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "models").write_text("a file")
-
-    with pytest.raises(DownloadError, match=r"models.* cannot be written"):
-        download_models("HunyuanDiT", local_dir=tmp_path / "models")
-
-
-def test_a_folder_in_the_place_of_a_file_is_an_error_with_its_name(hub: Hub, tmp_path: Path) -> None:
-    target = tmp_path / "HunyuanDiT" / LOADED[2]
-    target.mkdir(parents=True)
-
-    with pytest.raises(DownloadError, match=r"pytorch_model_ema.*cannot be written: Is a directory"):
-        download_models("HunyuanDiT", local_dir=tmp_path)
-
-
-def test_a_link_inside_a_models_folder_is_not_followed_out_of_it(hub: Hub, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    home = tmp_path / "models" / "HunyuanDiT" / "t2i"
-    home.mkdir(parents=True)
-    (home / "model").symlink_to(outside)
-
-    with pytest.raises(DownloadError, match="is a link that leads out of"):
-        download_models("HunyuanDiT", local_dir=tmp_path / "models")
-
-    assert list(outside.iterdir()) == []
-
-
-def test_the_folder_of_a_whole_model_may_be_a_link(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "large disk").mkdir()
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "HunyuanDiT").symlink_to(tmp_path / "large disk")
-
-    download_models("HunyuanDiT", local_dir=tmp_path / "models")
-
-    assert (tmp_path / "large disk" / LOADED[0]).read_bytes() == files[LOADED[0]]
-
-
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../b", "a/./b", "a//b", "C:/x", "a\\b", "a\0b", "", "x" * 300, "a/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../x", "/x", "a/../b", "a/./b", "a//b", "C:/x", "a\\b", "a\0b", "", "x" * 300, "a/"),
+        *("CON", "a/nul.txt", "Aux/b", "com1.bin", "b.", "b ", "a./b"),
+    ],
+)
 def test_a_name_that_is_not_plain_is_refused(name: str) -> None:
     with pytest.raises(DownloadError, match="no plain name inside its folder"):
         safe_parts(name, "owner/name")
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", "null", '{"a": 3}', '{"a": {"b": [1]}}', "[" * 100_000, "\x00\xff"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"a": 3}',
+        '{"a": {"b": [1e999, "", ""]}}',
+        '{"a": {"b": [1]}}',
+        "[" * 100_000,
+        "\x00\xff",
+    ],
+)
 def test_a_broken_record_only_costs_time(record: str, hub: Hub, tmp_path: Path) -> None:
     download_models("HunyuanDiT", local_dir=tmp_path)
     (tmp_path / ".diffsynth.json").write_text(record, "latin-1")
@@ -344,23 +265,6 @@ def test_a_file_without_any_published_hash_is_checked_by_its_size(
     assert hub.log == []
 
 
-def test_a_part_that_is_longer_than_its_file_is_thrown_away(tmp_path: Path) -> None:
-    from diffsynth.hub.listing import RemoteFile
-
-    remote = RemoteFile("x", 3, "0" * 64)
-    Part(tmp_path / "x", remote).path.write_bytes(b"too long")
-
-    with Part(tmp_path / "x", remote) as part:
-        assert part.size == 0
-
-
-def test_offline_a_folder_that_was_never_listed_is_missing_as_a_whole(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError) as caught:
-        download_models("HunyuanDiT-v1.2-Diffusers", local_dir=tmp_path, offline=True)
-
-    assert f"{tmp_path}/HunyuanDiT-v1.2-Diffusers/vae/*: not there" in str(caught.value)
-
-
 def test_verify_goes_by_what_hubs_say_now(hub: Hub, tmp_path: Path) -> None:
     download_models("HunyuanDiT", "HuggingFace", local_dir=tmp_path)
     for repository in hub.repositories.values():
@@ -369,17 +273,6 @@ def test_verify_goes_by_what_hubs_say_now(hub: Hub, tmp_path: Path) -> None:
     download_models("HunyuanDiT", ["ModelScope", "HuggingFace"], local_dir=tmp_path, verify=True)
 
     assert (tmp_path / "HunyuanDiT" / LOADED[2]).read_bytes() == b"a newer revision"
-
-
-def test_patterns_that_overlap_fetch_a_file_once(hub: Hub, tmp_path: Path) -> None:
-    reports: list[DownloadReport] = []
-
-    found = download_model(
-        "modelscope/HunyuanDiT", ["t2i/mt5/*", LOADED[1]], local_dir=tmp_path, on_progress=reports.append
-    )
-
-    assert len(found) == 2
-    assert reports[-1].bytes_done == reports[-1].bytes == 605_000
 
 
 def test_a_folder_to_reuse_that_is_not_there_is_refused(tmp_path: Path) -> None:

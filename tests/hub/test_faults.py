@@ -167,6 +167,18 @@ def test_a_dropped_file_goes_on_where_it_stopped(on: str, hub: Hub, tmp_path: Pa
 
 
 @pytest.mark.parametrize("on", HUBS)
+def test_a_wrong_answer_does_not_cost_what_has_arrived(on: str, hub: Hub, tmp_path: Path) -> None:
+    where = f"{FILE[on]}pytorch_model_ema"
+    hub.fault("drop", where, share=0.5)
+    hub.fault("html", where)  # as a hotel's network answers in the middle of a long download
+
+    download_models("HunyuanDiT", [on], local_dir=tmp_path / "models")
+
+    sent = [request for request in hub.requests(where) if request.status in (200, 206)]
+    assert [request.range for request in sent] == ["", "bytes=450000-", "bytes=450000-"]
+
+
+@pytest.mark.parametrize("on", HUBS)
 def test_retry_after_is_honoured(on: str, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub.fault("status", f"{FILE[on]}pytorch_model_ema", code=429, retry_after="0.03")
 

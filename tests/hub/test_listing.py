@@ -83,3 +83,27 @@ def test_a_name_or_a_pattern_chooses_files() -> None:
     assert [file.path for file in listing.select("vae/a[1].bin")] == ["vae/a[1].bin"]
     assert [file.path for file in listing.select("vae/*")] == ["vae/a.bin", "vae/x/b.bin", "vae/a[1].bin"]
     assert listing.select("A.bin") == []
+
+
+@pytest.mark.parametrize("on", HUBS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 200_000,
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b'{"Code": 200, "Data": null}',
+        b'{"Code": 200, "Data": {"Files": [{"Type": "blob", "Path": "f.bin", "Size": Infinity, "Sha256": ""}]}}',
+        b'[{"type": "file", "path": "f.bin", "size": 1e999, "oid": "0"}]',
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+def test_a_listing_that_breaks_its_reader_is_one_clear_error(
+    body: bytes, on: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = standin.Reply(200, {"Content-Type": "application/json"}, body)
+    monkeypatch.setattr(standin.Handler, "listed", staticmethod(lambda _, fault: reply))
+
+    with pytest.raises(DownloadError, match=f"{on}: "):
+        download_model("Tencent-Hunyuan/HunyuanDiT", source=on, local_dir=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,29 @@ def test_eight_processes_make_one_transfer_of_each_file(hub: Hub, tmp_path: Path
     bodies = [request for request in hub.requests(FILE["ModelScope"]) if request.status in (200, 206)]
     assert len(bodies) == len(expected(files))
     assert hub.requests(HUGGING_FACE) == []
+
+
+def test_ctrl_c_in_the_middle_of_a_file_is_one_line_and_the_next_run_goes_on(hub: Hub, tmp_path: Path) -> None:
+    files = published(size=2_000_000)
+    hub.publish(dict.fromkeys(V1_0, files))
+    fault = hub.fault("slow", FILE["ModelScope"], times=-1)
+    folder = tmp_path / "models"
+    command = [sys.executable, "-m", "diffsynth", "download", "HunyuanDiT", "--models", str(folder)]
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and sum(path.stat().st_size for path in folder.rglob("*.part")) < 500_000:
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+
+    assert (process.returncode, out, err) == (130, "", "stopped; the same command goes on from here.\n")
+    [part] = folder.rglob("*.part")
+    assert part.stat().st_size >= 500_000
+    fault.times = 0
+    hub.log.clear()
+    finished(folder)
+    assert everything(folder) == expected(files)
+    assert hub.requests(FILE["ModelScope"])[0].range.startswith("bytes=")
 
 
 FULL = """
