@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from types import FrameType
@@ -43,6 +44,7 @@ OPTION_TYPES: dict[str, Any] = {
     "float": float | None,
     "bool": bool | None,
     "Image | None": Path | None,
+    "Image | LatentImage | None": Path | None,
     "tuple[str, ...]": list[str] | None,
     "tuple[float, ...]": list[float] | None,
     "tuple[int, ...]": tuple[int, int] | None,
@@ -128,7 +130,9 @@ def _requests(
     beta_end: float | None,
 ) -> list[ImageRequest]:
     """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
+    from diffsynth.pipelines import hires
     from diffsynth.pipelines.base import make_requests
+    from diffsynth.pipelines.hires import no_noise
     from diffsynth.schedulers.catalog import make_scheduler
 
     chosen = kind.conventions(conventions)
@@ -142,12 +146,9 @@ def _requests(
         spacing=requests[0].spacing,
     )
     steps = requests[0].num_inference_steps or chosen.num_inference_steps
-    scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=_no_noise)
+    scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=no_noise)
+    hires.check(replace(requests[0], num_inference_steps=steps), scheduler)
     return requests
-
-
-def _no_noise() -> Any:
-    raise AssertionError("noise is drawn by steps only")
 
 
 def _check_output(path: Path) -> None:
@@ -174,7 +175,7 @@ def _summary(image: Image) -> str:
     """Return what was chosen for an image, in one line."""
     recipe = image.info["recipe"]
     request = recipe.request
-    facts = [f"seed {request.seed}", f"{request.width}x{request.height}"]
+    facts = [f"seed {request.seed}", f"{image.width}x{image.height}"]
     facts += [f"{request.scheduler}, {request.num_inference_steps} steps", f"cfg_scale {request.cfg_scale}"]
     facts += [f"{name} {value}" for name, value in recipe.settings.items()]
     return ", ".join(facts)

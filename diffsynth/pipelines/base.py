@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -16,15 +16,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffsynth.core.loaded import LoadedModel
-from diffsynth.errors import InvalidRequest
+from diffsynth.errors import InvalidRequest, printable
+from diffsynth.pipelines import hires
+from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import StepReport
+from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.latents import seed_from
 from diffsynth.pipelines.recipe import Recipe, Source, attach
 from diffsynth.pipelines.request import ImageRequest, check_range, plain, resolve_names
+from diffsynth.schedulers.base import Scheduler
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=ImageRequest)
+OutputType: TypeAlias = Literal["pil", "latent"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,15 @@ class Monitor:
         progress: wraps the timesteps, as tqdm does.
         bar: an object with ``progress(fraction)``, as Streamlit has them.
         callback: told after each step; what it raises stops the drawing.
+        stage: which of the stages is drawn, from 1.
+        stages: how many there are; two if an image is drawn over in a larger size.
     """
 
     progress: Callable[[Iterable[float]], Iterable[float]]
     bar: Any = None
     callback: Callable[[StepReport], None] | None = None
+    stage: int = 1
+    stages: int = 1
 
     def on_step(
         self, timesteps: Sequence[float], preview: Callable[[Tensor], list[Image.Image]]
@@ -48,10 +57,10 @@ class Monitor:
 
         def report(step: int, latents: Tensor) -> None:
             if self.bar is not None:
-                self.bar.progress((step + 1) / len(timesteps))
+                self.bar.progress((self.stage - 1 + (step + 1) / len(timesteps)) / self.stages)
             if self.callback is not None:
                 known = StepReport(step + 1, len(timesteps), timesteps[step], latents, lambda: preview(latents))
-                self.callback(known)
+                self.callback(replace(known, stage=self.stage, stages=self.stages))
 
         return report
 
@@ -76,6 +85,7 @@ class ImagePipeline(ABC, Generic[R]):
         progress_bar_cmd: Callable[[Iterable[float]], Iterable[float]] | None = None,
         progress_bar_st: Any = None,
         callback: Callable[[StepReport], None] | None = None,
+        output_type: OutputType = "pil",
         **settings: Any,
     ) -> Any:
         """Draw one image, or several.
@@ -88,13 +98,15 @@ class ImagePipeline(ABC, Generic[R]):
             progress_bar_cmd: wraps the timesteps of the loop; by default a bar where there is a terminal.
             progress_bar_st: an object with ``progress(fraction)``, such as a Streamlit bar.
             callback: called with a ``StepReport`` after each step; raise ``Cancelled`` in it to stop.
+            output_type: "pil" for images, "latent" for a ``LatentImage`` each, which another call takes as
+                ``input_image`` without decoding and encoding it.
             **settings: the fields of the pipeline's request. ``seed`` and ``negative_prompt`` may be lists with
                 one entry per image or per prompt; image k of a call with one seed has that seed plus k. Without a
                 seed torch's global generator chooses. ``image.info["seed"]`` tells the seed of each image.
                 Also understood: guidance_scale, strength, image, generator.
 
         Returns:
-            A PIL image; a list of them for a list of prompts or several images per prompt.
+            An image; a list of them for a list of prompts or several images per prompt.
 
         Raises:
             InvalidRequest: a setting is unknown, out of range, or contradicts another.
@@ -107,35 +119,80 @@ class ImagePipeline(ABC, Generic[R]):
         named = resolve_names(settings, known, CALL_ARGUMENTS)
         requests = make_requests(self.request_type, prompt, num_images_per_prompt, named)
         monitor = Monitor(progress_bar_cmd or _terminal_bar, progress_bar_st, callback)
-        self.remark(requests[0], self.complete(requests[0]))
-        images: list[Image.Image] = []
+        finished = self.complete(requests[0])
+        self.remark(requests[0], finished)
+        hires.remark_size(requests[0], finished)
+        if isinstance(finished.input_image, LatentImage):
+            self.codec.remark(finished.input_image)
+        images: list[Any] = []
         for start in range(0, len(requests), batch_size):
-            images += self.draw(requests[start : start + batch_size], monitor)
+            images += self.draw(requests[start : start + batch_size], monitor, output_type)
         return images[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else images
 
     @torch.no_grad()
-    def draw(self, requests: Sequence[R], monitor: Monitor | None = None) -> list[Image.Image]:
+    def draw(self, requests: Sequence[R], monitor: Monitor | None = None, output_type: OutputType = "pil") -> list[Any]:
         """Draw requests that differ in prompts and seeds only, together.
 
         Args:
             requests: what to draw; seeds that are None are chosen now.
             monitor: who is told about progress.
+            output_type: "pil" or "latent".
 
         Returns:
             One image per request, each with its seed and recipe in ``image.info``.
         """
+        if output_type not in get_args(OutputType):
+            known = ", ".join(get_args(OutputType))
+            raise InvalidRequest(f"output_type is {printable(output_type)!r}; known are: {known}.")
         for model in self.models:
             model.check_unchanged()
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
-        images = self.draw_batch(chosen, monitor or Monitor(_terminal_bar))
+        hires.check(chosen[0], self.scheduler_for(chosen[0]))
+        latents = self._draw_stages(chosen, monitor or Monitor(_terminal_bar))
+        images = self._hand_out(latents, chosen[0], output_type)
         for model in self.models:  # a file that was written to meanwhile has spoilt the images
             model.check_unchanged()
         models = tuple(Source.of_model(model) for model in self.models)
         for image, request in zip(images, chosen, strict=True):
             attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies))
         return images
+
+    def complete(self, request: R) -> R:
+        """Fill in what the request leaves to the pipeline's conventions.
+
+        Raises:
+            InvalidRequest: its settings do not go together.
+        """
+        finished = hires.complete(self.fill_in(request), self.round_size)
+        if isinstance(finished.input_image, LatentImage):
+            self.codec.accept(finished.input_image, finished.height, finished.width)
+        return finished
+
+    def _draw_stages(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
+        """Return clean latents (B, C, h, w), those of the second stage if there is one."""
+        if not requests[0].enlarges:
+            return self.draw_latents(requests, monitor)
+        drafts = self._hand_out(
+            self.draw_latents(requests, replace(monitor, stages=2)),
+            requests[0],
+            "latent" if requests[0].hires_upscale == "latent" else "pil",
+        )
+        over = [hires.draw_over(request, draft) for request, draft in zip(requests, drafts, strict=True)]
+        return self.draw_latents(over, replace(monitor, stage=2, stages=2))
+
+    def _hand_out(self, latents: Tensor, request: R, output_type: OutputType) -> list[Any]:
+        """Return (B, C, h, w) scaled latents as images, decoded or not."""
+        if output_type == "latent":
+            return self.codec.hand_over(latents)
+        tiled: Any = request
+        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(tiled))]
+
+    @property
+    @abstractmethod
+    def codec(self) -> ImageCodec:
+        """The autoencoder, used as the conventions say."""
 
     @property
     @abstractmethod
@@ -152,16 +209,29 @@ class ImagePipeline(ABC, Generic[R]):
         """Return the settings of the pipeline itself that an image depends on."""
 
     @abstractmethod
-    def complete(self, request: R) -> R:
-        """Fill in what the request leaves to the pipeline's conventions."""
+    def fill_in(self, request: R) -> R:
+        """Return a request with the conventions' values, but for those of a second stage; see ``complete``."""
+
+    @abstractmethod
+    def round_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that are drawn when these are wanted, in pixels."""
+
+    @abstractmethod
+    def scheduler_for(self, request: R) -> Scheduler:
+        """Return the sampler that a request names, in the sense of the conventions."""
 
     @abstractmethod
     def remark(self, request: R, complete: R) -> None:
         """Warn of what a user may not expect: settings that were changed or have no effect beside the others."""
 
     @abstractmethod
-    def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
-        """Draw complete requests that differ in prompts and seeds only."""
+    def draw_latents(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
+        """Return the clean latents (B, C, h, w) of one stage, scaled to unit variance.
+
+        Args:
+            requests: complete ones that differ in prompts, seeds and input images only.
+            monitor: who is told about progress.
+        """
 
 
 CALL_ARGUMENTS = tuple(

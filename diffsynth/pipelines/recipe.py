@@ -141,7 +141,12 @@ class Recipe:
             if digest := _sha256(first.files[0]):
                 facts["Model hash"] = digest[:10]
             facts["Model"] = printable(first.path.stem, 200)
-        if request.input_image is not None:
+        if request.enlarges:
+            facts["Hires resize"] = f"{request.hires_width}x{request.hires_height}"
+            facts["Hires steps"] = request.hires_steps
+            facts["Hires upscaler"] = "Latent" if request.hires_upscale == "latent" else "Lanczos"
+            facts["Denoising strength"] = request.hires_strength
+        elif request.input_image is not None:
             facts["Denoising strength"] = request.denoising_strength
         facts["Version"] = f"diffsynth {__version__}"
         lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))

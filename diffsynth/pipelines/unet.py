@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
@@ -116,9 +115,9 @@ class UNetImagePipeline(ImagePipeline[R]):
         }
 
     @override
-    def complete(self, request: R) -> R:
+    def fill_in(self, request: R) -> R:
         conventions = self.conventions
-        height, width = conventions.round_size(*request.wanted_size(conventions.size), self.vae.config.downscale)
+        height, width = self.round_size(*request.wanted_size(conventions.size))
         Inpainting.check(request, self.denoiser.config)
         return replace(
             request,
@@ -132,6 +131,10 @@ class UNetImagePipeline(ImagePipeline[R]):
         )
 
     @override
+    def round_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.conventions.round_size(height, width, self.vae.config.downscale)
+
+    @override
     def remark(self, request: R, complete: R) -> None:
         remark_size(request, request.wanted_size(self.conventions.size), (complete.height, complete.width))
         assert complete.cfg_scale is not None
@@ -139,12 +142,8 @@ class UNetImagePipeline(ImagePipeline[R]):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
 
+    @override
     def scheduler_for(self, request: R) -> Scheduler:
-        """Return the sampler that a request names, in the sense of the conventions.
-
-        Raises:
-            InvalidRequest: there is no such sampler.
-        """
         name = request.scheduler or self.conventions.scheduler
         return make_scheduler(
             self.conventions.samplers.get(name, name),
@@ -156,13 +155,12 @@ class UNetImagePipeline(ImagePipeline[R]):
         )
 
     @override
-    def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
+    def draw_latents(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
         texts = self._texts(requests)
         encoders = tuple(reader.encoder for reader in self.readers)
         features = finite(lambda: self._encode(texts, requests[0]), encoders, REMEDY)
         denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
-        latents = finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
-        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(requests[0]))]
+        return finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -210,7 +208,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         run = self.scheduler_for(request).start(
             request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
         )
-        latents, inpainting = self._start(request, run, noise)
+        latents, inpainting = self._start(requests, run, noise)
         stages = [
             Stage(unet, below, tuple(self.row(unet, text, features[text], request) for text in texts))
             for unet, below in self.denoisers(request)
@@ -224,14 +222,16 @@ class UNetImagePipeline(ImagePipeline[R]):
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step, keep=keep)
         return latents, first_bad(good)
 
-    def _start(self, request: R, run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
-        """Return the latents a run starts from, and what keeps parts of the input image."""
+    def _start(self, requests: Sequence[R], run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
+        """Return the latents a run starts from, and what keeps parts of the input images."""
+        request = requests[0]
         assert request.height is not None
         assert request.width is not None
-        image, size, tiles = request.input_image, (request.height, request.width), Tiles.of(request)
+        pictures = [each.input_image for each in requests if each.input_image is not None]
+        size, tiles = (request.height, request.width), Tiles.of(request)
         clean = None
-        if image is not None and not Inpainting.ignores_image(request, self.denoiser.config):
-            clean = self.codec.encode(image, *size, noise=noise, tiles=tiles)
+        if pictures and not Inpainting.ignores_image(request, self.denoiser.config):
+            clean = self.codec.encode(pictures, *size, noise=noise, tiles=tiles)
         fresh = noise.draw()
         if clean is None or (request.mask_image is not None and request.denoising_strength == 1):
             latents = fresh * run.noise_scale
@@ -240,5 +240,5 @@ class UNetImagePipeline(ImagePipeline[R]):
         if request.mask_image is None:
             return latents, None
         return latents, Inpainting.prepare(
-            request, self.denoiser.config, self.codec, run, clean=clean, fresh=fresh, noise=noise, tiles=tiles
+            requests, self.denoiser.config, self.codec, run, clean=clean, fresh=fresh, noise=noise, tiles=tiles
         )

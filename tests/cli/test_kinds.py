@@ -33,6 +33,7 @@ def recipe_of(path: Path) -> dict[str, object]:
     ("name", "pipeline", "more"),
     [
         ("sd15", "SDImagePipeline", ["--clip-skip", "2"]),
+        ("sd15", "SDImagePipeline", ["--hires-scale", "1.5", "--hires-strength", "1", "--hires-upscale", "latent"]),
         ("sdxl", "SDXLImagePipeline", ["--crop", "8", "16"]),
     ],
 )
@@ -84,3 +85,31 @@ def test_inspect_says_that_a_single_file_is_complete(files: Path, capsys: pytest
     out = capsys.readouterr().out
     assert "SDImagePipeline or SDXLImagePipeline has every network it needs" in out
     assert "HunyuanDiT" not in out
+
+
+def test_what_is_drawn_over_in_a_larger_size_is_told_and_can_be_changed(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(files / "sd15" / "sd15.safetensors")
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    over = ["--hires-scale", "2", "--hires-strength", "1"]
+
+    assert run(["generate", "--prompt", "a cat", "--model", model, "-o", str(first), *SMALL, *over]) == 0
+    assert "128x128" in capsys.readouterr().out
+    assert run(["generate", "--like", str(first), "-o", str(second), "--device", "cpu", "--hires-scale", "1.5"]) == 0
+
+    with Image.open(first) as one, Image.open(second) as two:
+        assert (one.size, two.size) == ((128, 128), (96, 96))
+
+
+def test_a_second_stage_without_steps_is_refused_before_anything_is_loaded(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(files / "sd15" / "sd15.safetensors")
+
+    given = ["generate", "--prompt", "a cat", "--model", model, "-o", str(tmp_path / "image.png"), *SMALL, "--verbose"]
+
+    assert run([*given, "--hires-scale", "2"]) == 1
+    printed = capsys.readouterr().err
+    assert "hires_steps 1 and hires_strength 0.5, cannot run" in printed
+    assert "loaded" not in printed
