@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from diffsynth.pipelines.denoise import StepReport
     from diffsynth.pipelines.request import ImageRequest
 
+OUTPUTS = (".png", ".safetensors")
 DTYPES = ("float32", "float16", "bfloat16")
 
 # Types of request fields → types that the command line can read; pictures are given as files.
@@ -62,9 +63,9 @@ def generate(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="More checkpoint files.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for several images.")] = None,
     model: Annotated[list[Path] | None, typer.Option(help="Checkpoint file or folder; repeat for each.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file; several get numbers.")] = Path(
-        "image.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png file, or .safetensors for latents; several get numbers.")
+    ] = Path("image.png"),
     like: Annotated[Path | None, typer.Option(help="Draw a PNG of ours again; other options change it.")] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
@@ -86,8 +87,11 @@ def generate(
     """
     if like is None and not prompt:
         raise InvalidRequest("give a --prompt, or an image to draw again with --like.")
-    if output.suffix.lower() != ".png":
-        raise InvalidRequest(f"--output {printable(output, 300)} must end in .png: the recipe is kept in that format.")
+    if output.suffix.lower() not in OUTPUTS:
+        raise InvalidRequest(
+            f"--output {printable(output, 300)} must end in .png: the recipe is kept in that format; "
+            "or in .safetensors, for latents that another pipeline goes on with."
+        )
     given = _given(settings)
     recipe = read_again(like, given)
     conventions = conventions or recipe.get("conventions", "diffsynth")
@@ -105,8 +109,12 @@ def generate(
         outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]
     for path in outputs:
         _check_output(path)
+    from diffsynth.pipelines.latent_file import save_latents
     from diffsynth.pipelines.recipe import save_image
 
+    latent = output.suffix.lower() != ".png"
+    save: Callable[[Any, Path], Path] = save_latents if latent else save_image
+    call["output_type"] = "latent" if latent else "pil"
     manager = _load(paths, recipe, device, dtype, kinds)
     for role in ("clip_tokenizer", "t5_tokenizer"):
         options[role] = options[role] or vocabulary_of(recipe, role)
@@ -118,7 +126,7 @@ def generate(
         with _stopping() as callback:
             images = pipe([request.prompt for request in part], batch_size=batch_size, callback=callback, **call)
         for path, image in zip(outputs[start : start + batch_size], images, strict=True):
-            print(f"{save_image(image, path)}  {_summary(image)}")
+            print(f"{save(image, path)}  {_summary(image)}")
 
 
 def _requests(
@@ -131,7 +139,7 @@ def _requests(
 ) -> list[ImageRequest]:
     """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
     from diffsynth.pipelines import hires
-    from diffsynth.pipelines.base import make_requests
+    from diffsynth.pipelines.calls import make_requests
     from diffsynth.pipelines.hires import no_noise
     from diffsynth.schedulers.catalog import make_scheduler
 
@@ -215,8 +223,11 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _opened(value: Path | list[Path]) -> Any:
+    from diffsynth.pipelines.latent_file import SUFFIX, open_latents
     from diffsynth.pipelines.pictures import open_picture
 
+    if isinstance(value, Path) and value.suffix.lower() == SUFFIX:
+        return open_latents(value)
     return [open_picture(path) for path in value] if isinstance(value, list) else open_picture(value)
 
 

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines import hires
-from diffsynth.pipelines.codec import ImageCodec, Tiles
+from diffsynth.pipelines.calls import make_requests
+from diffsynth.pipelines.codec import THROUGH_PIXELS, ImageCodec, Tiles
 from diffsynth.pipelines.denoise import StepReport
 from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.latents import seed_from
-from diffsynth.pipelines.recipe import Recipe, Source, attach
-from diffsynth.pipelines.request import ImageRequest, check_range, plain, resolve_names
+from diffsynth.pipelines.recipe import Recipe, Source, attach, drawn_with
+from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
 from diffsynth.schedulers.base import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class ImagePipeline(ABC, Generic[R]):
         self.remark(requests[0], finished)
         hires.remark_size(requests[0], finished)
         if isinstance(finished.input_image, LatentImage):
-            self.codec.remark(finished.input_image)
+            self._remark_latents(finished.input_image)
         images: list[Any] = []
         for start in range(0, len(requests), batch_size):
             images += self.draw(requests[start : start + batch_size], monitor, output_type)
@@ -169,6 +170,16 @@ class ImagePipeline(ABC, Generic[R]):
         if isinstance(finished.input_image, LatentImage):
             self.codec.accept(finished.input_image, finished.height, finished.width)
         return finished
+
+    def _remark_latents(self, latents: LatentImage) -> None:
+        """Tell when latents may be of another autoencoder, which their numbers do not show."""
+        own = [Source.of_model(model) for model in self.models if model.module is self.codec.vae]
+        if not latents.belongs_to(self.codec.vae) and not drawn_with(latents, own):
+            logger.warning(
+                "the latents come from another autoencoder than the one here; if it is not a variant of this one, "
+                "the picture will be wrong. %s",
+                THROUGH_PIXELS,
+            )
 
     def _draw_stages(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
         """Return clean latents (B, C, h, w), those of the second stage if there is one."""
@@ -254,50 +265,6 @@ def _showing_settings(request_type: type[ImageRequest]) -> Callable[..., Any]:
     ]
     call.__signature__ = own.replace(parameters=[*fixed, *shown])  # type: ignore[attr-defined]
     return call
-
-
-def make_requests(
-    request_type: type[ImageRequest], prompt: str | Sequence[str], count: int, settings: dict[str, Any]
-) -> list[Any]:
-    """Return one request per image: for each prompt ``count`` of them, with a seed for each.
-
-    Raises:
-        InvalidRequest: a list has the wrong length, or a setting is not valid.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else _listed("prompt", prompt)
-    if not prompts:
-        raise InvalidRequest("prompt is an empty list; nothing to draw.")
-    negative = settings.pop("negative_prompt", None)
-    one = negative is None or isinstance(negative, str)
-    negatives = [negative] * len(prompts) if one else _listed("negative_prompt", negative)
-    if len(negatives) != len(prompts):
-        raise InvalidRequest(f"negative_prompt has {len(negatives)} entries for {len(prompts)} prompts.")
-    pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(count)]
-    seeds = _seeds(settings.pop("seed", None), len(pairs))
-    return [
-        request_type.from_settings({"prompt": text, "negative_prompt": negative, "seed": seed, **settings})
-        for (text, negative), seed in zip(pairs, seeds, strict=True)
-    ]
-
-
-def _listed(name: str, texts: Any) -> list[Any]:
-    if not isinstance(texts, Iterable):
-        raise InvalidRequest(f"{name} must be text or a list of texts, not {type(texts).__name__}.")
-    return list(texts)
-
-
-def _seeds(source: Any, count: int) -> list[int]:
-    """Return a seed per image from one seed, a generator, a list of either, or nothing."""
-    source = plain(source)
-    if isinstance(source, (list, tuple)):
-        if len(source) != count:
-            raise InvalidRequest(f"{len(source)} seeds were given for {count} images.")
-        return [_seeds(each, 1)[0] for each in source]
-    if isinstance(source, bool) or not isinstance(source, (int, torch.Generator, type(None))):
-        raise InvalidRequest(f"seed must be a whole number or a torch.Generator, not {type(source).__name__}.")
-    first = seed_from(source)
-    check_range("seed", first, 0, 2**63 - count)
-    return [first + index for index in range(count)]
 
 
 def _shared(request: ImageRequest) -> ImageRequest:

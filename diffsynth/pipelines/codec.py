@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from diffsynth.pipelines.precision import finite
 Picture: TypeAlias = Image.Image | LatentImage
 
 P = TypeVar("P")
-
-logger = logging.getLogger(__name__)
 
 THROUGH_PIXELS = 'Hand over the picture itself (output_type="pil").'
 REMEDY = "Run `diffsynth inspect --verify` on the autoencoder's file."
@@ -149,14 +146,14 @@ class ImageCodec:
         Raises:
             InvalidRequest: they are not.
         """
-        config, there = self.vae.config, latents.vae()
+        config = self.vae.config
         if (latents.values.shape[0], latents.downscale) != (config.latent_channels, config.downscale):
             raise InvalidRequest(
                 f"the latents have {latents.values.shape[0]} channels for {latents.downscale} x {latents.downscale} "
                 f"pixels each; this autoencoder's have {config.latent_channels} for {config.downscale} x "
                 f"{config.downscale}. {THROUGH_PIXELS}"
             )
-        if there is not self.vae and latents.latent_scale != self.latent_scale:
+        if not latents.belongs_to(self.vae) and latents.latent_scale != self.latent_scale:
             raise InvalidRequest(
                 f"the latents are of another autoencoder: their scale is {latents.latent_scale}, here it is "
                 f"{self.latent_scale}. {THROUGH_PIXELS}"
@@ -165,15 +162,6 @@ class ImageCodec:
             raise InvalidRequest(
                 f"the latents are of a picture of {latents.height} x {latents.width} (height x width), but "
                 f"{height} x {width} are to be drawn; bring them to that size with latents.resized({height}, {width})."
-            )
-
-    def remark(self, latents: LatentImage) -> None:
-        """Tell when latents may be of another autoencoder, which their numbers do not show."""
-        if latents.vae() is not self.vae:
-            logger.warning(
-                "the latents come from another autoencoder than the one here; if it is not a variant of this one, "
-                "the picture will be wrong. %s",
-                THROUGH_PIXELS,
             )
 
     def hand_over(self, latents: Tensor) -> list[LatentImage]:

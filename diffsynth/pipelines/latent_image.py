@@ -23,15 +23,20 @@ class LatentImage:
         values: (C, h, w) float32.
         downscale: image pixels per latent pixel.
         latent_scale: what the pipeline that drew it multiplies them by.
-        vae: the autoencoder they belong to, held weakly, so that this keeps no network in memory.
+        vae: the autoencoder they belong to, held weakly, so that this keeps no network in memory; None for latents
+            from a file.
         info: ``seed`` and ``recipe``, as images have them.
     """
 
     values: Tensor
     downscale: int
     latent_scale: float
-    vae: weakref.ref[AutoencoderKL]
+    vae: weakref.ref[AutoencoderKL] | None = None
     info: dict[str, Any] = field(default_factory=dict)
+
+    def belongs_to(self, vae: AutoencoderKL) -> bool:
+        """Whether it was drawn with this very autoencoder."""
+        return self.vae is not None and self.vae() is vae
 
     @property
     def height(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -113,3 +114,25 @@ def test_a_second_stage_without_steps_is_refused_before_anything_is_loaded(
     printed = capsys.readouterr().err
     assert "hires_steps 1 and hires_strength 0.5, cannot run" in printed
     assert "loaded" not in printed
+
+
+def test_latents_go_from_one_command_to_another(
+    files: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft, image = tmp_path / "draft.safetensors", tmp_path / "image.png"
+    hunyuan, xl = str(models), str(files / "sdxl" / "sdxl.safetensors")
+    over = ["--input-image", str(draft), "--denoising-strength", "1"]
+
+    assert run(["generate", "--prompt", "a cat", "--model", hunyuan, "-o", str(draft), *SMALL[:-1], "diffsynth"]) == 0
+    assert run(["generate", "--prompt", "a cat", "--model", xl, "-o", str(image), *SMALL, *over]) == 0
+
+    assert "the latents come from another autoencoder" in capsys.readouterr().err
+    request: Any = recipe_of(image)["request"]
+    assert request["input_image"]["recipe"]["pipeline"] == "HunyuanDiTImagePipeline"
+    again = tmp_path / "again.png"
+    assert run(["generate", "--like", str(image), "-o", str(again), "--device", "cpu"]) == 1
+    assert "made from other pictures (input_image); give them again" in capsys.readouterr().err
+    like = ["generate", "--like", str(image), "-o", str(again), "--device", "cpu", "--input-image", str(draft)]
+    assert run(like) == 0
+    with Image.open(image) as one, Image.open(again) as two:
+        assert one.tobytes() == two.tobytes()
