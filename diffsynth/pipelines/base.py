@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffsynth.core.loaded import LoadedModel
+from diffsynth.core.placement import free_memory
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines import hires
 from diffsynth.pipelines.calls import make_requests
@@ -70,6 +72,12 @@ class ImagePipeline(ABC, Generic[R]):
     """Networks, a prompt and a scheduler make an image. A pipeline that exists can draw."""
 
     request_type: ClassVar[type[ImageRequest]]
+    released = False  # whether it has given its networks back
+
+    def __post_init__(self) -> None:
+        """Let the networks know who draws with them."""
+        for model in self.models:
+            model.users.add(self)
 
     def __init_subclass__(cls) -> None:
         """Show the settings of the pipeline's request in the signature of its call, for help and completion."""
@@ -114,6 +122,7 @@ class ImagePipeline(ABC, Generic[R]):
             CheckpointError: a weight file was changed since it was loaded.
             NonFiniteResult: numbers overflowed, in float32 too.
         """
+        self._check_not_released()
         check_range("num_images_per_prompt", num_images_per_prompt, 1, 10_000, whole=True)
         check_range("batch_size", batch_size, 1, 10_000, whole=True)
         known = tuple(name for name in self.request_type.settings() if name != "prompt")
@@ -145,6 +154,7 @@ class ImagePipeline(ABC, Generic[R]):
         if output_type not in get_args(OutputType):
             known = ", ".join(get_args(OutputType))
             raise InvalidRequest(f"output_type is {printable(output_type)!r}; known are: {known}.")
+        self._check_not_released()
         for model in self.models:
             model.check_unchanged()
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
@@ -170,6 +180,32 @@ class ImagePipeline(ABC, Generic[R]):
         if isinstance(finished.input_image, LatentImage):
             self.codec.accept(finished.input_image, finished.height, finished.width)
         return finished
+
+    def release(self) -> None:
+        """Give the networks back, so that their memory is freed; this pipeline cannot draw any more.
+
+        The manager forgets those that no other pipeline draws with; those that another one shares stay, and so does
+        what the caller himself holds, such as by ``fetch_model``.
+        """
+        device = self.models[0].device if self.models else torch.device("cpu")
+        self._give_back()
+        free_memory(device)
+
+    def _give_back(self) -> None:
+        gc.collect()  # pipelines that nobody can reach are no users
+        for model in self.models:
+            model.users.discard(self)
+            holder = model.holder and model.holder()
+            if holder is not None and not model.users:
+                holder.forget(model)
+        self.__dict__.update({**dict.fromkeys(vars(self)), "loaded": (), "released": True})
+
+    def _check_not_released(self) -> None:
+        if self.released:
+            raise InvalidRequest(
+                "this pipeline was released and has no networks; make another with from_model_manager(manager), "
+                "after loading what the manager no longer has."
+            )
 
     def _remark_latents(self, latents: LatentImage) -> None:
         """Tell when latents may be of another autoencoder, which their numbers do not show."""
