@@ -71,6 +71,8 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
     conventions: Annotated[str | None, typer.Option(help="diffsynth, diffusers, original, sgm or turbo.")] = None,
     beta_end: Annotated[float | None, typer.Option(help="Last beta of the noise schedule.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="epsilon or velocity; as the file says by default.")] = None,
+    zero_terminal_snr: Annotated[bool | None, typer.Option(help="Start in pure noise; as the file says.")] = None,
     refiner: Annotated[bool, typer.Option("--refiner", help="Let the SDXL refiner among the files finish.")] = False,
     clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, vocab.json, or its folder.")] = None,
     t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
@@ -101,6 +103,8 @@ def generate(
     paths = [*(model or []), *(files or [])]
     kind = kind_named(recipe["pipeline"], like) if recipe else kind_of(expanded(paths, kinds)) if paths else USUAL
     options = {"beta_end": beta_end, "refiner": refiner or recipe.get("refined") or None}
+    options["prediction"] = prediction or recipe.get("prediction")
+    options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr
     options |= {"clip_tokenizer": clip_tokenizer, "t5_tokenizer": t5_tokenizer}
     kind.check_options(options)
     requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, beta_end)

@@ -195,7 +195,7 @@ class ImagePipeline(ABC, Generic[R]):
         gc.collect()  # pipelines that nobody can reach are no users
         for model in self.models:
             model.users.discard(self)
-            holder = model.holder and model.holder()
+            holder = None if model.holder is None else model.holder()
             if holder is not None and not model.users:
                 holder.forget(model)
         self.__dict__.update({**dict.fromkeys(vars(self)), "loaded": (), "released": True})

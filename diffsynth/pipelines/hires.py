@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=ImageRequest)
 RoundSize = Callable[[int, int], tuple[int, int]]
 
+OFF: dict[str, Any] = dict.fromkeys(HIRES)
 STRENGTH, UPSCALE = 0.5, "pixel"
 
 
@@ -34,7 +35,7 @@ def complete(request: R, round_size: RoundSize) -> R:
         InvalidRequest: the second stage is not larger than the first.
     """
     if not request.enlarges:
-        return replace(request, **dict.fromkeys(HIRES))
+        return replace(request, **OFF)
     assert request.height is not None
     assert request.width is not None
     height, width = round_size(*wanted_size(request))
@@ -118,6 +119,7 @@ def draw_over(request: R, draft: Image.Image | LatentImage) -> R:
     """
     assert request.hires_height is not None
     assert request.hires_width is not None
+    assert request.hires_strength is not None
     if isinstance(draft, LatentImage):
         draft = draft.resized(request.hires_height, request.hires_width)
     return replace(
@@ -127,7 +129,7 @@ def draw_over(request: R, draft: Image.Image | LatentImage) -> R:
         num_inference_steps=request.hires_steps,
         denoising_strength=request.hires_strength,
         input_image=draft,
-        **dict.fromkeys(HIRES),
+        **OFF,
     )
 
 

@@ -54,6 +54,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         conventions: what is done when the caller leaves it open, and how.
         latent_scale: latents of the autoencoder times this have unit variance.
         prediction: what the denoiser predicts, "epsilon" or "velocity".
+        zero_terminal_snr: whether it was trained on a schedule that ends in pure noise, and is drawn with that.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
 
@@ -63,6 +64,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     conventions: UNetConventions
     latent_scale: float
     prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
@@ -111,6 +113,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         return {
             "conventions": self.conventions.name,
             "prediction": self.prediction,
+            "zero_terminal_snr": self.zero_terminal_snr,
             "latent_scale": self.latent_scale,
         }
 
@@ -126,9 +129,14 @@ class UNetImagePipeline(ImagePipeline[R]):
             cfg_scale=conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale,
             num_inference_steps=request.num_inference_steps or conventions.num_inference_steps,
             scheduler=request.scheduler or conventions.scheduler,
-            spacing=request.spacing or (conventions.spacing if request.scheduler is None else None),
+            spacing=request.spacing or self._usual_spacing(request),
             long_prompts=request.long_prompts or conventions.long_prompts,
         )
+
+    def _usual_spacing(self, request: R) -> str | None:
+        if self.zero_terminal_snr:
+            return "trailing"  # starts at the last timestep, which is what such networks were trained for
+        return self.conventions.spacing if request.scheduler is None else None
 
     @override
     def round_size(self, height: int, width: int) -> tuple[int, int]:
@@ -152,6 +160,7 @@ class UNetImagePipeline(ImagePipeline[R]):
             prediction=self.prediction,
             spacing=request.spacing,
             final_sigma=self.conventions.final_sigma.get(name),
+            zero_terminal_snr=self.zero_terminal_snr,
         )
 
     @override

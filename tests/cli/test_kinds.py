@@ -136,3 +136,18 @@ def test_latents_go_from_one_command_to_another(
     assert run(like) == 0
     with Image.open(image) as one, Image.open(again) as two:
         assert one.tobytes() == two.tobytes()
+
+
+def test_what_a_network_predicts_and_its_schedule_can_be_said_and_are_drawn_again(files: Path, tmp_path: Path) -> None:
+    model = str(files / "sd15" / "sd15.safetensors")
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    said = ["--prediction", "velocity", "--zero-terminal-snr", "--guidance-rescale", "0.7"]
+
+    assert run(["generate", "--prompt", "a cat", "--model", model, "-o", str(first), *SMALL, *said]) == 0
+    assert run(["generate", "--like", str(first), "-o", str(second), "--device", "cpu"]) == 0
+
+    recipe: Any = recipe_of(first)
+    assert (recipe["prediction"], recipe["zero_terminal_snr"]) == ("velocity", True)
+    assert recipe["request"]["spacing"] == "trailing"
+    with Image.open(first) as one, Image.open(second) as two:
+        assert one.tobytes() == two.tobytes()

@@ -173,7 +173,7 @@ def test_the_same_file_loaded_twice_is_the_same_autoencoder(
 
 @pytest.mark.parametrize(("settings", "there"), [({"height": 96}, "96 x 128"), ({"width": 64}, "64 x 64")])
 def test_latents_of_another_size_are_refused_with_the_remedy(
-    first: HunyuanDiTImagePipeline, second: SDXLImagePipeline, settings: dict[str, int], there: str
+    first: HunyuanDiTImagePipeline, second: SDXLImagePipeline, settings: dict[str, Any], there: str
 ) -> None:
     latents = first(PROMPT, output_type="latent", **SMALL)
     height, width = there.split(" x ")
@@ -229,7 +229,7 @@ def test_latents_keep_no_network_in_memory(v1_2: list[Path]) -> None:
 
 def test_an_output_type_that_is_not_there_is_refused(second: SDXLImagePipeline) -> None:
     with pytest.raises(InvalidRequest, match="output_type is 'np'; known are: pil, latent"):
-        second(PROMPT, output_type="np", **SMALL)
+        second(PROMPT, **{**SMALL, "output_type": "np"})
 
 
 def test_latents_in_a_file_go_on_as_those_in_memory(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from diffsynth import SDImagePipeline, SDXLImagePipeline
 
 from .conftest import Release
-from .toy import OTHER, PROMPT, SMALL, assert_same, draw, load
+from .toy import OTHER, PROMPT, SMALL, assert_same, draw, load, write_release
 
 pytest.importorskip("diffusers")
 
@@ -101,3 +103,17 @@ def test_turbo_draws_as_diffusers_does(release: Release, steps: int) -> None:
 
     other = make_pipeline(pipe, "StableDiffusionXLPipeline", "euler_a")
     assert_same(latents, theirs(other, PROMPT, cfg_scale=0.0, num_inference_steps=steps))
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++2m"])
+def test_a_network_trained_down_to_no_signal_draws_as_diffusers_does(
+    tmp_path: Path, scheduler: str, rescale: float
+) -> None:
+    marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    pipe = load([write_release(tmp_path, "sdxl", **marks)], SDXLImagePipeline)
+    case: dict[str, Any] = {"num_inference_steps": 4, "guidance_rescale": rescale, "cfg_scale": 4.0}
+
+    _, latents = draw(pipe, PROMPT, scheduler=scheduler, **case)
+
+    assert_same(latents, theirs(make_pipeline(pipe, "StableDiffusionXLPipeline", scheduler), PROMPT, **case))
