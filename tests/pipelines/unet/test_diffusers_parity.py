@@ -116,4 +116,6 @@ def test_a_network_trained_down_to_no_signal_draws_as_diffusers_does(
 
     _, latents = draw(pipe, PROMPT, scheduler=scheduler, **case)
 
-    assert_same(latents, theirs(make_pipeline(pipe, "StableDiffusionXLPipeline", scheduler), PROMPT, **case))
+    expected = theirs(make_pipeline(pipe, "StableDiffusionXLPipeline", scheduler), PROMPT, **case)
+    # Their Euler keeps latents of about 4096 in float32, where the last digit is 2.4e-4; see the schedulers' tests.
+    assert_same(latents, expected, tolerance=2e-3 if scheduler == "euler" else 1e-4)
