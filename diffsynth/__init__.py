@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffsynth.hub.download import download_model, download_models
     from diffsynth.manager import ModelManager
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
+    from diffsynth.pipelines.latent_file import open_latents, save_latents
     from diffsynth.pipelines.recipe import save_image
     from diffsynth.pipelines.sd.pipeline import SDImagePipeline
     from diffsynth.pipelines.sdxl.pipeline import SDXLImagePipeline
@@ -31,7 +32,9 @@ __all__ = [
     "download_model",
     "download_models",
     "open_checkpoint",
+    "open_latents",
     "save_image",
+    "save_latents",
 ]
 
 _HOMES = {
@@ -43,7 +46,9 @@ _HOMES = {
     "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
     "open_checkpoint": "diffsynth.core.checkpoint",
+    "open_latents": "diffsynth.pipelines.latent_file",
     "save_image": "diffsynth.pipelines.recipe",
+    "save_latents": "diffsynth.pipelines.latent_file",
 }
 
 

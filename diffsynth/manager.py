@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ from diffsynth.core.checkpoint import Checkpoint, open_checkpoint
 from diffsynth.core.folder import component_folders
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.core.loading import load_network
-from diffsynth.core.placement import resolve_device
+from diffsynth.core.placement import free_memory, resolve_device
 from diffsynth.core.registry import Identified, Registry
 from diffsynth.core.saving import save_network
 from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded, UnknownCheckpoint, listed
@@ -135,7 +135,7 @@ class ModelManager:
         started = time.perf_counter()
         module, views = load_network(found, checkpoint, dtype=dtype, device=self.device)
         actual = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
-        entry = LoadedModel(module, found, checkpoint, actual, views)
+        entry = LoadedModel(module, found, checkpoint, actual, views, weakref.ref(self))
         self._loaded = [*(each for each in self if each not in same), entry]
         logger.info("loaded %s in %.1f s", entry.label, time.perf_counter() - started)
         return entry
@@ -209,7 +209,8 @@ class ModelManager:
     def release(self, kind: type[nn.Module] | str | None = None, variant: str | int | None = None) -> None:
         """Forget one network, or all of them, so that their memory is freed.
 
-        A pipeline made from them keeps its own hold on them until it is deleted; images do not.
+        A pipeline made from them keeps its own hold on them until it is deleted; images do not. The ``release`` of
+        a pipeline does both.
 
         Raises:
             ModelNotLoaded: there is none of this kind.
@@ -218,10 +219,12 @@ class ModelManager:
         if kind is None:
             self._loaded.clear()
         else:
-            self._loaded.remove(self.find(kind, variant))
-        gc.collect()
-        if self.device.type != "cpu":
-            torch.accelerator.empty_cache()
+            self.forget(self.find(kind, variant))
+        free_memory(self.device)
+
+    def forget(self, entry: LoadedModel[Any]) -> None:
+        """Keep a network no longer, if it is still kept; its memory is freed when nobody else holds it."""
+        self._loaded = [each for each in self._loaded if each is not entry]
 
     def save(self, kind: type[nn.Module] | str, path: AnyPath, *, layout: str | None = None,
              variant: str | int | None = None) -> Path:  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffsynth.cli.pipelines import kind_named
 from diffsynth.errors import InvalidRequest, listed
+from diffsynth.pipelines.request import HIRES_SIZES
 
 if TYPE_CHECKING:
     from diffsynth.manager import ModelManager
@@ -29,7 +30,8 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 
     recipe = read_recipe(like)
     kind = kind_named(recipe["pipeline"], like)
-    for name in given:
+    sized = HIRES_SIZES if any(name in given for name in HIRES_SIZES) else ()  # a factor replaces a size
+    for name in (*given, *sized):
         recipe["request"].pop(name, None)
     settings = request_from(recipe, kind.request)
     return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}

@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from diffsynth.pipelines.denoise import StepReport
     from diffsynth.pipelines.request import ImageRequest
 
+OUTPUTS = (".png", ".safetensors")
 DTYPES = ("float32", "float16", "bfloat16")
 
 # Types of request fields → types that the command line can read; pictures are given as files.
@@ -43,6 +45,7 @@ OPTION_TYPES: dict[str, Any] = {
     "float": float | None,
     "bool": bool | None,
     "Image | None": Path | None,
+    "Image | LatentImage | None": Path | None,
     "tuple[str, ...]": list[str] | None,
     "tuple[float, ...]": list[float] | None,
     "tuple[int, ...]": tuple[int, int] | None,
@@ -60,14 +63,16 @@ def generate(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="More checkpoint files.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeat for several images.")] = None,
     model: Annotated[list[Path] | None, typer.Option(help="Checkpoint file or folder; repeat for each.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file; several get numbers.")] = Path(
-        "image.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png file, or .safetensors for latents; several get numbers.")
+    ] = Path("image.png"),
     like: Annotated[Path | None, typer.Option(help="Draw a PNG of ours again; other options change it.")] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
     conventions: Annotated[str | None, typer.Option(help="diffsynth, diffusers, original, sgm or turbo.")] = None,
     beta_end: Annotated[float | None, typer.Option(help="Last beta of the noise schedule.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="epsilon or velocity; as the file says by default.")] = None,
+    zero_terminal_snr: Annotated[bool | None, typer.Option(help="Start in pure noise; as the file says.")] = None,
     refiner: Annotated[bool, typer.Option("--refiner", help="Let the SDXL refiner among the files finish.")] = False,
     clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, vocab.json, or its folder.")] = None,
     t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
@@ -84,8 +89,11 @@ def generate(
     """
     if like is None and not prompt:
         raise InvalidRequest("give a --prompt, or an image to draw again with --like.")
-    if output.suffix.lower() != ".png":
-        raise InvalidRequest(f"--output {printable(output, 300)} must end in .png: the recipe is kept in that format.")
+    if output.suffix.lower() not in OUTPUTS:
+        raise InvalidRequest(
+            f"--output {printable(output, 300)} must end in .png: the recipe is kept in that format; "
+            "or in .safetensors, for latents that another pipeline goes on with."
+        )
     given = _given(settings)
     recipe = read_again(like, given)
     conventions = conventions or recipe.get("conventions", "diffsynth")
@@ -95,6 +103,8 @@ def generate(
     paths = [*(model or []), *(files or [])]
     kind = kind_named(recipe["pipeline"], like) if recipe else kind_of(expanded(paths, kinds)) if paths else USUAL
     options = {"beta_end": beta_end, "refiner": refiner or recipe.get("refined") or None}
+    options["prediction"] = prediction or recipe.get("prediction")
+    options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr
     options |= {"clip_tokenizer": clip_tokenizer, "t5_tokenizer": t5_tokenizer}
     kind.check_options(options)
     requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, beta_end)
@@ -103,8 +113,12 @@ def generate(
         outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]
     for path in outputs:
         _check_output(path)
+    from diffsynth.pipelines.latent_file import save_latents
     from diffsynth.pipelines.recipe import save_image
 
+    latent = output.suffix.lower() != ".png"
+    save: Callable[[Any, Path], Path] = save_latents if latent else save_image
+    call["output_type"] = "latent" if latent else "pil"
     manager = _load(paths, recipe, device, dtype, kinds)
     for role in ("clip_tokenizer", "t5_tokenizer"):
         options[role] = options[role] or vocabulary_of(recipe, role)
@@ -116,7 +130,7 @@ def generate(
         with _stopping() as callback:
             images = pipe([request.prompt for request in part], batch_size=batch_size, callback=callback, **call)
         for path, image in zip(outputs[start : start + batch_size], images, strict=True):
-            print(f"{save_image(image, path)}  {_summary(image)}")
+            print(f"{save(image, path)}  {_summary(image)}")
 
 
 def _requests(
@@ -128,7 +142,9 @@ def _requests(
     beta_end: float | None,
 ) -> list[ImageRequest]:
     """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
-    from diffsynth.pipelines.base import make_requests
+    from diffsynth.pipelines import hires
+    from diffsynth.pipelines.calls import make_requests
+    from diffsynth.pipelines.hires import no_noise
     from diffsynth.schedulers.catalog import make_scheduler
 
     chosen = kind.conventions(conventions)
@@ -142,12 +158,9 @@ def _requests(
         spacing=requests[0].spacing,
     )
     steps = requests[0].num_inference_steps or chosen.num_inference_steps
-    scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=_no_noise)
+    scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=no_noise)
+    hires.check(replace(requests[0], num_inference_steps=steps), scheduler)
     return requests
-
-
-def _no_noise() -> Any:
-    raise AssertionError("noise is drawn by steps only")
 
 
 def _check_output(path: Path) -> None:
@@ -174,7 +187,7 @@ def _summary(image: Image) -> str:
     """Return what was chosen for an image, in one line."""
     recipe = image.info["recipe"]
     request = recipe.request
-    facts = [f"seed {request.seed}", f"{request.width}x{request.height}"]
+    facts = [f"seed {request.seed}", f"{image.width}x{image.height}"]
     facts += [f"{request.scheduler}, {request.num_inference_steps} steps", f"cfg_scale {request.cfg_scale}"]
     facts += [f"{name} {value}" for name, value in recipe.settings.items()]
     return ", ".join(facts)
@@ -214,8 +227,11 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _opened(value: Path | list[Path]) -> Any:
+    from diffsynth.pipelines.latent_file import SUFFIX, open_latents
     from diffsynth.pipelines.pictures import open_picture
 
+    if isinstance(value, Path) and value.suffix.lower() == SUFFIX:
+        return open_latents(value)
     return [open_picture(path) for path in value] if isinstance(value, list) else open_picture(value)
 
 

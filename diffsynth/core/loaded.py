@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,13 @@ from diffsynth.errors import CheckpointError
 M = TypeVar("M", bound=nn.Module)
 
 
+class Holder(Protocol):
+    """Who keeps networks in memory until it is told to forget them."""
+
+    def forget(self, entry: LoadedModel[Any]) -> None:
+        """Keep a network no longer."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel(Generic[M]):
     """A network in memory and where it came from.
@@ -28,6 +36,8 @@ class LoadedModel(Generic[M]):
         checkpoint: the file.
         dtype: of its floating-point weights, as it was loaded.
         views: addresses of the weights that were views of the mapped file when it was loaded.
+        holder: who keeps it, if anybody does.
+        users: the pipelines that draw with it.
     """
 
     module: M
@@ -35,6 +45,8 @@ class LoadedModel(Generic[M]):
     checkpoint: Checkpoint
     dtype: torch.dtype
     views: frozenset[int] = frozenset()
+    holder: weakref.ref[Holder] | None = None
+    users: weakref.WeakSet[object] = field(default_factory=weakref.WeakSet)
 
     @property
     def mapped(self) -> bool:

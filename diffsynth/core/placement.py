@@ -1,6 +1,8 @@
-"""Where networks live: device names made into devices that exist."""
+"""Where networks live: device names made into devices that exist, and memory given back."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 
@@ -11,6 +13,13 @@ def best_device() -> torch.device:
     """Return the accelerator of this machine, or the CPU if there is none."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back the memory of what nobody holds any more, that of an accelerator too."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -16,15 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffsynth.core.loaded import LoadedModel
-from diffsynth.errors import InvalidRequest
+from diffsynth.core.placement import free_memory
+from diffsynth.errors import InvalidRequest, printable
+from diffsynth.pipelines import hires
+from diffsynth.pipelines.calls import make_requests
+from diffsynth.pipelines.codec import THROUGH_PIXELS, ImageCodec, Tiles
 from diffsynth.pipelines.denoise import StepReport
+from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.latents import seed_from
-from diffsynth.pipelines.recipe import Recipe, Source, attach
-from diffsynth.pipelines.request import ImageRequest, check_range, plain, resolve_names
+from diffsynth.pipelines.recipe import Recipe, Source, attach, drawn_with
+from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
+from diffsynth.schedulers.base import Scheduler
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=ImageRequest)
+OutputType: TypeAlias = Literal["pil", "latent"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,15 @@ class Monitor:
         progress: wraps the timesteps, as tqdm does.
         bar: an object with ``progress(fraction)``, as Streamlit has them.
         callback: told after each step; what it raises stops the drawing.
+        stage: which of the stages is drawn, from 1.
+        stages: how many there are; two if an image is drawn over in a larger size.
     """
 
     progress: Callable[[Iterable[float]], Iterable[float]]
     bar: Any = None
     callback: Callable[[StepReport], None] | None = None
+    stage: int = 1
+    stages: int = 1
 
     def on_step(
         self, timesteps: Sequence[float], preview: Callable[[Tensor], list[Image.Image]]
@@ -48,10 +60,10 @@ class Monitor:
 
         def report(step: int, latents: Tensor) -> None:
             if self.bar is not None:
-                self.bar.progress((step + 1) / len(timesteps))
+                self.bar.progress((self.stage - 1 + (step + 1) / len(timesteps)) / self.stages)
             if self.callback is not None:
                 known = StepReport(step + 1, len(timesteps), timesteps[step], latents, lambda: preview(latents))
-                self.callback(known)
+                self.callback(replace(known, stage=self.stage, stages=self.stages))
 
         return report
 
@@ -60,6 +72,12 @@ class ImagePipeline(ABC, Generic[R]):
     """Networks, a prompt and a scheduler make an image. A pipeline that exists can draw."""
 
     request_type: ClassVar[type[ImageRequest]]
+    released = False  # whether it has given its networks back
+
+    def __post_init__(self) -> None:
+        """Let the networks know who draws with them."""
+        for model in self.models:
+            model.users.add(self)
 
     def __init_subclass__(cls) -> None:
         """Show the settings of the pipeline's request in the signature of its call, for help and completion."""
@@ -76,6 +94,7 @@ class ImagePipeline(ABC, Generic[R]):
         progress_bar_cmd: Callable[[Iterable[float]], Iterable[float]] | None = None,
         progress_bar_st: Any = None,
         callback: Callable[[StepReport], None] | None = None,
+        output_type: OutputType = "pil",
         **settings: Any,
     ) -> Any:
         """Draw one image, or several.
@@ -88,54 +107,139 @@ class ImagePipeline(ABC, Generic[R]):
             progress_bar_cmd: wraps the timesteps of the loop; by default a bar where there is a terminal.
             progress_bar_st: an object with ``progress(fraction)``, such as a Streamlit bar.
             callback: called with a ``StepReport`` after each step; raise ``Cancelled`` in it to stop.
+            output_type: "pil" for images, "latent" for a ``LatentImage`` each, which another call takes as
+                ``input_image`` without decoding and encoding it.
             **settings: the fields of the pipeline's request. ``seed`` and ``negative_prompt`` may be lists with
                 one entry per image or per prompt; image k of a call with one seed has that seed plus k. Without a
                 seed torch's global generator chooses. ``image.info["seed"]`` tells the seed of each image.
                 Also understood: guidance_scale, strength, image, generator.
 
         Returns:
-            A PIL image; a list of them for a list of prompts or several images per prompt.
+            An image; a list of them for a list of prompts or several images per prompt.
 
         Raises:
             InvalidRequest: a setting is unknown, out of range, or contradicts another.
             CheckpointError: a weight file was changed since it was loaded.
             NonFiniteResult: numbers overflowed, in float32 too.
         """
+        self._check_not_released()
         check_range("num_images_per_prompt", num_images_per_prompt, 1, 10_000, whole=True)
         check_range("batch_size", batch_size, 1, 10_000, whole=True)
         known = tuple(name for name in self.request_type.settings() if name != "prompt")
         named = resolve_names(settings, known, CALL_ARGUMENTS)
         requests = make_requests(self.request_type, prompt, num_images_per_prompt, named)
         monitor = Monitor(progress_bar_cmd or _terminal_bar, progress_bar_st, callback)
-        self.remark(requests[0], self.complete(requests[0]))
-        images: list[Image.Image] = []
+        finished = self.complete(requests[0])
+        self.remark(requests[0], finished)
+        hires.remark_size(requests[0], finished)
+        if isinstance(finished.input_image, LatentImage):
+            self._remark_latents(finished.input_image)
+        images: list[Any] = []
         for start in range(0, len(requests), batch_size):
-            images += self.draw(requests[start : start + batch_size], monitor)
+            images += self.draw(requests[start : start + batch_size], monitor, output_type)
         return images[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else images
 
     @torch.no_grad()
-    def draw(self, requests: Sequence[R], monitor: Monitor | None = None) -> list[Image.Image]:
+    def draw(self, requests: Sequence[R], monitor: Monitor | None = None, output_type: OutputType = "pil") -> list[Any]:
         """Draw requests that differ in prompts and seeds only, together.
 
         Args:
             requests: what to draw; seeds that are None are chosen now.
             monitor: who is told about progress.
+            output_type: "pil" or "latent".
 
         Returns:
             One image per request, each with its seed and recipe in ``image.info``.
         """
+        if output_type not in get_args(OutputType):
+            known = ", ".join(get_args(OutputType))
+            raise InvalidRequest(f"output_type is {printable(output_type)!r}; known are: {known}.")
+        self._check_not_released()
         for model in self.models:
             model.check_unchanged()
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
-        images = self.draw_batch(chosen, monitor or Monitor(_terminal_bar))
+        hires.check(chosen[0], self.scheduler_for(chosen[0]))
+        latents = self._draw_stages(chosen, monitor or Monitor(_terminal_bar))
+        images = self._hand_out(latents, chosen[0], output_type)
         for model in self.models:  # a file that was written to meanwhile has spoilt the images
             model.check_unchanged()
         models = tuple(Source.of_model(model) for model in self.models)
         for image, request in zip(images, chosen, strict=True):
             attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies))
         return images
+
+    def complete(self, request: R) -> R:
+        """Fill in what the request leaves to the pipeline's conventions.
+
+        Raises:
+            InvalidRequest: its settings do not go together.
+        """
+        finished = hires.complete(self.fill_in(request), self.round_size)
+        if isinstance(finished.input_image, LatentImage):
+            self.codec.accept(finished.input_image, finished.height, finished.width)
+        return finished
+
+    def release(self) -> None:
+        """Give the networks back, so that their memory is freed; this pipeline cannot draw any more.
+
+        The manager forgets those that no other pipeline draws with; those that another one shares stay, and so does
+        what the caller himself holds, such as by ``fetch_model``.
+        """
+        device = self.models[0].device if self.models else torch.device("cpu")
+        self._give_back()
+        free_memory(device)
+
+    def _give_back(self) -> None:
+        gc.collect()  # pipelines that nobody can reach are no users
+        for model in self.models:
+            model.users.discard(self)
+            holder = None if model.holder is None else model.holder()
+            if holder is not None and not model.users:
+                holder.forget(model)
+        self.__dict__.update({**dict.fromkeys(vars(self)), "loaded": (), "released": True})
+
+    def _check_not_released(self) -> None:
+        if self.released:
+            raise InvalidRequest(
+                "this pipeline was released and has no networks; make another with from_model_manager(manager), "
+                "after loading what the manager no longer has."
+            )
+
+    def _remark_latents(self, latents: LatentImage) -> None:
+        """Tell when latents may be of another autoencoder, which their numbers do not show."""
+        own = [Source.of_model(model) for model in self.models if model.module is self.codec.vae]
+        if not latents.belongs_to(self.codec.vae) and not drawn_with(latents, own):
+            logger.warning(
+                "the latents come from another autoencoder than the one here; if it is not a variant of this one, "
+                "the picture will be wrong. %s",
+                THROUGH_PIXELS,
+            )
+
+    def _draw_stages(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
+        """Return clean latents (B, C, h, w), those of the second stage if there is one."""
+        if not requests[0].enlarges:
+            return self.draw_latents(requests, monitor)
+        drafts = self._hand_out(
+            self.draw_latents(requests, replace(monitor, stages=2)),
+            requests[0],
+            "latent" if requests[0].hires_upscale == "latent" else "pil",
+        )
+        over = [hires.draw_over(request, draft) for request, draft in zip(requests, drafts, strict=True)]
+        return self.draw_latents(over, replace(monitor, stage=2, stages=2))
+
+    def _hand_out(self, latents: Tensor, request: R, output_type: OutputType) -> list[Any]:
+        """Return (B, C, h, w) scaled latents as images, decoded or not."""
+        if output_type == "latent":
+            return self.codec.hand_over(latents)
+        tiled: Any = request
+        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(tiled))]
+
+    @property
+    @abstractmethod
+    def codec(self) -> ImageCodec:
+        """The autoencoder, used as the conventions say."""
 
     @property
     @abstractmethod
@@ -152,16 +256,29 @@ class ImagePipeline(ABC, Generic[R]):
         """Return the settings of the pipeline itself that an image depends on."""
 
     @abstractmethod
-    def complete(self, request: R) -> R:
-        """Fill in what the request leaves to the pipeline's conventions."""
+    def fill_in(self, request: R) -> R:
+        """Return a request with the conventions' values, but for those of a second stage; see ``complete``."""
+
+    @abstractmethod
+    def round_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that are drawn when these are wanted, in pixels."""
+
+    @abstractmethod
+    def scheduler_for(self, request: R) -> Scheduler:
+        """Return the sampler that a request names, in the sense of the conventions."""
 
     @abstractmethod
     def remark(self, request: R, complete: R) -> None:
         """Warn of what a user may not expect: settings that were changed or have no effect beside the others."""
 
     @abstractmethod
-    def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
-        """Draw complete requests that differ in prompts and seeds only."""
+    def draw_latents(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
+        """Return the clean latents (B, C, h, w) of one stage, scaled to unit variance.
+
+        Args:
+            requests: complete ones that differ in prompts, seeds and input images only.
+            monitor: who is told about progress.
+        """
 
 
 CALL_ARGUMENTS = tuple(
@@ -184,50 +301,6 @@ def _showing_settings(request_type: type[ImageRequest]) -> Callable[..., Any]:
     ]
     call.__signature__ = own.replace(parameters=[*fixed, *shown])  # type: ignore[attr-defined]
     return call
-
-
-def make_requests(
-    request_type: type[ImageRequest], prompt: str | Sequence[str], count: int, settings: dict[str, Any]
-) -> list[Any]:
-    """Return one request per image: for each prompt ``count`` of them, with a seed for each.
-
-    Raises:
-        InvalidRequest: a list has the wrong length, or a setting is not valid.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else _listed("prompt", prompt)
-    if not prompts:
-        raise InvalidRequest("prompt is an empty list; nothing to draw.")
-    negative = settings.pop("negative_prompt", None)
-    one = negative is None or isinstance(negative, str)
-    negatives = [negative] * len(prompts) if one else _listed("negative_prompt", negative)
-    if len(negatives) != len(prompts):
-        raise InvalidRequest(f"negative_prompt has {len(negatives)} entries for {len(prompts)} prompts.")
-    pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(count)]
-    seeds = _seeds(settings.pop("seed", None), len(pairs))
-    return [
-        request_type.from_settings({"prompt": text, "negative_prompt": negative, "seed": seed, **settings})
-        for (text, negative), seed in zip(pairs, seeds, strict=True)
-    ]
-
-
-def _listed(name: str, texts: Any) -> list[Any]:
-    if not isinstance(texts, Iterable):
-        raise InvalidRequest(f"{name} must be text or a list of texts, not {type(texts).__name__}.")
-    return list(texts)
-
-
-def _seeds(source: Any, count: int) -> list[int]:
-    """Return a seed per image from one seed, a generator, a list of either, or nothing."""
-    source = plain(source)
-    if isinstance(source, (list, tuple)):
-        if len(source) != count:
-            raise InvalidRequest(f"{len(source)} seeds were given for {count} images.")
-        return [_seeds(each, 1)[0] for each in source]
-    if isinstance(source, bool) or not isinstance(source, (int, torch.Generator, type(None))):
-        raise InvalidRequest(f"seed must be a whole number or a torch.Generator, not {type(source).__name__}.")
-    first = seed_from(source)
-    check_range("seed", first, 0, 2**63 - count)
-    return [first + index for index in range(count)]
 
 
 def _shared(request: ImageRequest) -> ImageRequest:

@@ -17,13 +17,18 @@ Predict: TypeAlias = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a callback is told after each step: ``step`` of ``steps`` is done, these are the latents now."""
+    """What a callback is told after each step: ``step`` of ``steps`` is done, these are the latents now.
+
+    An image that is drawn over in a larger size has two stages, each with steps of its own.
+    """
 
     step: int
     steps: int
     timestep: float
     latents: Tensor
     preview: Callable[[], Any]
+    stage: int = 1
+    stages: int = 1
 
 
 OnStep: TypeAlias = Callable[[int, Tensor], None]

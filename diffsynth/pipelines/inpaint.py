@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ from typing_extensions import Self
 
 from diffsynth.errors import InvalidRequest
 from diffsynth.models.unet.config import UNetConfig
-from diffsynth.pipelines.codec import ImageCodec, Tiles
+from diffsynth.pipelines.codec import ImageCodec, Tiles, distinct
+from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.latents import Noise, image_to_pixels
 from diffsynth.pipelines.unet_request import UNetRequest
 from diffsynth.schedulers.base import SchedulerRun
@@ -44,8 +46,15 @@ class Inpainting:
         Raises:
             InvalidRequest: it has not.
         """
-        if made_for_it(config) and request.mask_image is None:
+        if not made_for_it(config):
+            return
+        if request.mask_image is None:
             raise InvalidRequest("this network is made for inpainting: give an input_image and a mask_image.")
+        if isinstance(request.input_image, LatentImage) or (request.enlarges and request.hires_upscale == "latent"):
+            raise InvalidRequest(
+                "this network is made for inpainting and is shown pixels of the input image, not latents: "
+                'draw the input_image with output_type="pil", and use hires_upscale="pixel".'
+            )
 
     @staticmethod
     def ignores_image(request: UNetRequest, config: UNetConfig) -> bool:
@@ -55,7 +64,7 @@ class Inpainting:
     @classmethod
     def prepare(
         cls,
-        request: UNetRequest,
+        requests: Sequence[UNetRequest],
         config: UNetConfig,
         codec: ImageCodec,
         run: SchedulerRun,
@@ -68,7 +77,7 @@ class Inpainting:
         """Make everything that stays the same over the loop.
 
         Args:
-            request: complete, with both pictures.
+            requests: complete, with both pictures; they may differ in the input image.
             config: of the denoiser.
             codec: the autoencoder.
             run: the steps.
@@ -77,7 +86,7 @@ class Inpainting:
             noise: drawn from if latents are sampled.
             tiles: encode in tiles.
         """
-        assert request.input_image is not None
+        request = requests[0]
         assert request.mask_image is not None
         assert request.height is not None
         assert request.width is not None
@@ -85,8 +94,10 @@ class Inpainting:
         small = F.interpolate(mask, size=fresh.shape[-2:]).to(fresh.device)
         masked = None
         if made_for_it(config):
-            pixels = image_to_pixels(request.input_image, request.height, request.width) * (1 - mask)
-            masked = codec.encode_pixels(pixels, noise=noise, tiles=tiles)
+            images = [each.input_image for each in requests if isinstance(each.input_image, Image.Image)]
+            size = (request.height, request.width)
+            pixels = torch.cat([image_to_pixels(image, *size) for image in distinct(images)])
+            masked = codec.encode_pixels(pixels * (1 - mask), noise=noise, tiles=tiles)
             clean = None
         return cls(mask=small, run=run, clean=clean, fresh=fresh, masked=masked)
 

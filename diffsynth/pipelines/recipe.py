@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -27,6 +27,7 @@ from diffsynth.core.files import replacing
 from diffsynth.core.formats.content import FileStamp
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest, listed, printable
+from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.pictures import DAMAGED, open_file
 from diffsynth.pipelines.request import ImageRequest
 
@@ -141,7 +142,12 @@ class Recipe:
             if digest := _sha256(first.files[0]):
                 facts["Model hash"] = digest[:10]
             facts["Model"] = printable(first.path.stem, 200)
-        if request.input_image is not None:
+        if request.enlarges:
+            facts["Hires resize"] = f"{request.hires_width}x{request.hires_height}"
+            facts["Hires steps"] = request.hires_steps
+            facts["Hires upscaler"] = "Latent" if request.hires_upscale == "latent" else "Lanczos"
+            facts["Denoising strength"] = request.hires_strength
+        elif request.input_image is not None:
             facts["Denoising strength"] = request.denoising_strength
         facts["Version"] = f"diffsynth {__version__}"
         lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
@@ -149,7 +155,13 @@ class Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; a picture becomes its size and the hash of its pixels."""
+    """Return a value as JSON can hold it; a picture becomes its size and the hash of its pixels.
+
+    Latents become the same, and the recipe that they were drawn with.
+    """
+    if isinstance(value, LatentImage):
+        digest = hashlib.sha256(value.values.float().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return {"size": list(value.size), "latents_sha256": digest, "recipe": recipe_json(value)}
     if isinstance(value, Image.Image):
         digest = hashlib.sha256(value.convert("RGBA").tobytes()).hexdigest()
         return {"size": list(value.size), "sha256": digest}
@@ -158,7 +170,27 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def attach(image: Image.Image, recipe: Recipe) -> None:
+def recipe_json(image: Image.Image | LatentImage) -> dict[str, Any] | None:
+    """Return the recipe of an image that a pipeline drew, as plain values; None for any other image."""
+    recipe = image.info.get("recipe")
+    return recipe.as_json() if isinstance(recipe, Recipe) else recipe
+
+
+def drawn_with(image: Image.Image | LatentImage, sources: Sequence[Source]) -> bool:
+    """Whether an image's recipe names the files of one of the sources, which are hashed for it."""
+    recipe = image.info.get("recipe")
+    if isinstance(recipe, Recipe) and any(source.files == each.files for source in sources for each in recipe.models):
+        return True
+    found = recipe_json(image)
+    known = [_hashes(model) for model in found["models"]] if found else []
+    return any(None not in hashes and hashes in known for hashes in (_hashes(each.as_json()) for each in sources))
+
+
+def _hashes(source: Mapping[str, Any]) -> list[str | None]:
+    return [file["sha256"] for file in source["files"]]
+
+
+def attach(image: Image.Image | LatentImage, recipe: Recipe) -> None:
     """Give an image its recipe and its seed, as ``image.info["recipe"]`` and ``image.info["seed"]``."""
     image.info["recipe"] = recipe
     image.info["seed"] = recipe.request.seed
@@ -210,13 +242,13 @@ def read_recipe(path: str | PathLike[str]) -> dict[str, Any]:
                 f"{name} holds no diffsynth recipe; only PNG files that diffsynth wrote have one."
             ) from error
     try:
-        _check(recipe)
+        check_recipe(recipe)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"{name} holds a recipe that this version cannot read: {error}.") from error
     return dict(recipe)
 
 
-def _check(recipe: Any) -> None:
+def check_recipe(recipe: Any) -> None:
     """Raise ValueError, with the reason, unless a recipe has the form that ``Recipe.as_json`` gives it."""
     recipe = _of_kind(recipe, dict, "it")
     if recipe.get("version") != 1:

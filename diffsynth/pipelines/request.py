@@ -20,12 +20,17 @@ from diffsynth.errors import InvalidRequest, printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from diffsynth.pipelines.latent_image import LatentImage
+
 ALIASES = {
     "guidance_scale": "cfg_scale",
     "strength": "denoising_strength",
     "image": "input_image",
     "generator": "seed",
 }
+HIRES = ("hires_scale", "hires_height", "hires_width", "hires_strength", "hires_steps", "hires_upscale")
+HIRES_SIZES = HIRES[:3]
+UPSCALES = ("pixel", "latent")
 
 
 def setting(default: Any, description: str) -> Any:
@@ -47,8 +52,14 @@ class ImageRequest:
     scheduler: str | None = setting(None, "Name of the sampler, such as ddim, ddpm or dpm++2m.")
     spacing: str | None = setting(None, "How timesteps are spread: trailing, leading, linspace, karras, log_uniform.")
     seed: int | None = setting(None, "Start of the random numbers; without it one is chosen, and told.")
-    input_image: Image | None = setting(None, "Image to start from instead of noise.")
+    input_image: Image | LatentImage | None = setting(None, "Image to start from instead of noise.")
     denoising_strength: float = setting(1.0, "Share of the schedule that is run on an input image, above 0 to 1.")
+    hires_scale: float | None = setting(None, "Enlarge the image by this factor and draw over it; 1 is off.")
+    hires_height: int | None = setting(None, "Height to enlarge to, in place of a factor; alone it keeps the shape.")
+    hires_width: int | None = setting(None, "Width to enlarge to, likewise.")
+    hires_strength: float | None = setting(None, "Share of the schedule that is run on it then, above 0; usually 0.5.")
+    hires_steps: int | None = setting(None, "Steps of that schedule; as many as of the first if unset.")
+    hires_upscale: str | None = setting(None, "What is enlarged: pixel (usual), or latent, which changes more.")
 
     @classmethod
     def settings(cls) -> dict[str, dataclasses.Field[Any]]:
@@ -69,11 +80,16 @@ class ImageRequest:
         image = self.input_image
         return self.height or (image.height if image else usual), self.width or (image.width if image else usual)
 
+    @property
+    def enlarges(self) -> bool:
+        """Whether there is a second stage, which draws over the enlarged image."""
+        return self.hires_scale not in (None, 1) or bool(self.hires_height or self.hires_width)
+
     def __post_init__(self) -> None:
         for name, each in self.settings().items():
             if getattr(self, name) is None and each.default is not None:
                 raise InvalidRequest(f"{name} cannot be None; leave it out for what is usual.")
-        for name in ("prompt", "negative_prompt", "scheduler", "spacing"):
+        for name in ("prompt", "negative_prompt", "scheduler", "spacing", "hires_upscale"):
             check_type(name, getattr(self, name), str, "text")
         check_range("cfg_scale", self.cfg_scale, 0, 100)
         check_range("guidance_rescale", self.guidance_rescale, 0, 1)
@@ -82,13 +98,33 @@ class ImageRequest:
         check_range("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True)
         check_range("seed", self.seed, 0, 2**63 - 1, whole=True)
         check_range("denoising_strength", self.denoising_strength, 0, 1)
-        check_picture("input_image", self.input_image)
+        check_picture("input_image", self.input_image, latents=True)
+        self._check_hires()
         if self.denoising_strength == 0:
             raise InvalidRequest("denoising_strength must be above 0; 0 would return the input image as it is.")
         if self.input_image is None and self.denoising_strength < 1:
             raise InvalidRequest(
                 f"denoising_strength {self.denoising_strength} needs an input_image to start from; none was given."
             )
+
+    def _check_hires(self) -> None:
+        check_range("hires_scale", self.hires_scale, 1, 16)
+        check_range("hires_height", self.hires_height, 16, 16384, whole=True)
+        check_range("hires_width", self.hires_width, 16, 16384, whole=True)
+        check_range("hires_strength", self.hires_strength, 0, 1)
+        check_range("hires_steps", self.hires_steps, 1, 1000, whole=True)
+        if self.hires_strength == 0:
+            raise InvalidRequest("hires_strength must be above 0; 0 would leave the enlarged image as it is.")
+        if self.hires_upscale not in (None, *UPSCALES):
+            raise InvalidRequest(
+                f"hires_upscale is {printable(self.hires_upscale)!r}; known are: {', '.join(UPSCALES)}."
+            )
+        sized = [name for name in HIRES_SIZES if getattr(self, name) is not None]
+        if self.hires_scale is not None and len(sized) > 1:
+            raise InvalidRequest(f"hires_scale and {sized[1]} are both given; give the factor or the size.")
+        given = [name for name in HIRES if getattr(self, name) is not None]
+        if given and not sized:
+            raise InvalidRequest(f"{given[0]} has no effect without hires_scale, or hires_height and hires_width.")
 
 
 def resolve_names(settings: Mapping[str, Any], known: Sequence[str], hints: Sequence[str] = ()) -> dict[str, Any]:
@@ -139,7 +175,7 @@ def check_type(name: str, value: object, kind: type, words: str) -> None:
         raise InvalidRequest(f"{name} must be {words}, not {type(value).__name__}.")
 
 
-def check_picture(name: str, value: object) -> None:
-    """Raise InvalidRequest unless a value is None or a PIL image."""
-    if value is not None and not hasattr(value, "convert"):
+def check_picture(name: str, value: object, *, latents: bool = False) -> None:
+    """Raise InvalidRequest unless a value is None or a PIL image, or if need be latents."""
+    if value is not None and not hasattr(value, "convert") and not (latents and hasattr(value, "latent_scale")):
         raise InvalidRequest(f"{name} must be a picture (PIL image), not {type(value).__name__}.")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
@@ -55,6 +54,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         conventions: what is done when the caller leaves it open, and how.
         latent_scale: latents of the autoencoder times this have unit variance.
         prediction: what the denoiser predicts, "epsilon" or "velocity".
+        zero_terminal_snr: whether it was trained on a schedule that ends in pure noise, and is drawn with that.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
 
@@ -64,6 +64,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     conventions: UNetConventions
     latent_scale: float
     prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
@@ -112,13 +113,14 @@ class UNetImagePipeline(ImagePipeline[R]):
         return {
             "conventions": self.conventions.name,
             "prediction": self.prediction,
+            "zero_terminal_snr": self.zero_terminal_snr,
             "latent_scale": self.latent_scale,
         }
 
     @override
-    def complete(self, request: R) -> R:
+    def fill_in(self, request: R) -> R:
         conventions = self.conventions
-        height, width = conventions.round_size(*request.wanted_size(conventions.size), self.vae.config.downscale)
+        height, width = self.round_size(*request.wanted_size(conventions.size))
         Inpainting.check(request, self.denoiser.config)
         return replace(
             request,
@@ -127,9 +129,18 @@ class UNetImagePipeline(ImagePipeline[R]):
             cfg_scale=conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale,
             num_inference_steps=request.num_inference_steps or conventions.num_inference_steps,
             scheduler=request.scheduler or conventions.scheduler,
-            spacing=request.spacing or (conventions.spacing if request.scheduler is None else None),
+            spacing=request.spacing or self._usual_spacing(request),
             long_prompts=request.long_prompts or conventions.long_prompts,
         )
+
+    def _usual_spacing(self, request: R) -> str | None:
+        if self.zero_terminal_snr:
+            return "trailing"  # starts at the last timestep, which is what such networks were trained for
+        return self.conventions.spacing if request.scheduler is None else None
+
+    @override
+    def round_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.conventions.round_size(height, width, self.vae.config.downscale)
 
     @override
     def remark(self, request: R, complete: R) -> None:
@@ -139,12 +150,8 @@ class UNetImagePipeline(ImagePipeline[R]):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
 
+    @override
     def scheduler_for(self, request: R) -> Scheduler:
-        """Return the sampler that a request names, in the sense of the conventions.
-
-        Raises:
-            InvalidRequest: there is no such sampler.
-        """
         name = request.scheduler or self.conventions.scheduler
         return make_scheduler(
             self.conventions.samplers.get(name, name),
@@ -153,16 +160,16 @@ class UNetImagePipeline(ImagePipeline[R]):
             prediction=self.prediction,
             spacing=request.spacing,
             final_sigma=self.conventions.final_sigma.get(name),
+            zero_terminal_snr=self.zero_terminal_snr,
         )
 
     @override
-    def draw_batch(self, requests: Sequence[R], monitor: Monitor) -> list[Image.Image]:
+    def draw_latents(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
         texts = self._texts(requests)
         encoders = tuple(reader.encoder for reader in self.readers)
         features = finite(lambda: self._encode(texts, requests[0]), encoders, REMEDY)
         denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
-        latents = finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
-        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(requests[0]))]
+        return finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -210,7 +217,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         run = self.scheduler_for(request).start(
             request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
         )
-        latents, inpainting = self._start(request, run, noise)
+        latents, inpainting = self._start(requests, run, noise)
         stages = [
             Stage(unet, below, tuple(self.row(unet, text, features[text], request) for text in texts))
             for unet, below in self.denoisers(request)
@@ -224,14 +231,16 @@ class UNetImagePipeline(ImagePipeline[R]):
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step, keep=keep)
         return latents, first_bad(good)
 
-    def _start(self, request: R, run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
-        """Return the latents a run starts from, and what keeps parts of the input image."""
+    def _start(self, requests: Sequence[R], run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
+        """Return the latents a run starts from, and what keeps parts of the input images."""
+        request = requests[0]
         assert request.height is not None
         assert request.width is not None
-        image, size, tiles = request.input_image, (request.height, request.width), Tiles.of(request)
+        pictures = [each.input_image for each in requests if each.input_image is not None]
+        size, tiles = (request.height, request.width), Tiles.of(request)
         clean = None
-        if image is not None and not Inpainting.ignores_image(request, self.denoiser.config):
-            clean = self.codec.encode(image, *size, noise=noise, tiles=tiles)
+        if pictures and not Inpainting.ignores_image(request, self.denoiser.config):
+            clean = self.codec.encode(pictures, *size, noise=noise, tiles=tiles)
         fresh = noise.draw()
         if clean is None or (request.mask_image is not None and request.denoising_strength == 1):
             latents = fresh * run.noise_scale
@@ -240,5 +249,5 @@ class UNetImagePipeline(ImagePipeline[R]):
         if request.mask_image is None:
             return latents, None
         return latents, Inpainting.prepare(
-            request, self.denoiser.config, self.codec, run, clean=clean, fresh=fresh, noise=noise, tiles=tiles
+            requests, self.denoiser.config, self.codec, run, clean=clean, fresh=fresh, noise=noise, tiles=tiles
         )

@@ -96,19 +96,29 @@ def fitting_vae(denoiser: Entry) -> Fits:
 
 
 def prediction_of(denoiser: Entry, given: str | None) -> str:
-    """Return what a denoiser predicts: as given, else by the mark in its file, else "epsilon".
+    """Return what a denoiser predicts: as given, else by the mark in its file, else "epsilon"."""
+    return given or ("velocity" if V_PREDICTION in _marks(denoiser) else "epsilon")
 
-    A file whose mark asks for a schedule that is not here is told of.
+
+def zero_snr_of(denoiser: Entry, given: bool | None, prediction: str) -> bool:
+    """Return whether a denoiser draws from pure noise: as given, else by the mark in its file.
+
+    A mark on a denoiser that predicts the noise cannot be heeded, and is told of.
     """
-    marks = {key.rpartition(".")[2] for key in denoiser.found.beside}
-    if ZERO_SNR in marks:
+    marked = ZERO_SNR in _marks(denoiser)
+    if given is None and marked and prediction == "epsilon":
         logger.warning(
-            "%s is marked %s: it was trained on a schedule that ends in pure noise. It is drawn with the usual one, "
-            "which does not, so pictures may be greyer than meant and never quite dark or bright.",
+            "%s is marked %s, trained on a schedule that ends in pure noise, but predicts epsilon, which cannot be "
+            'drawn so; the usual schedule is taken. If it predicts the velocity, say prediction="velocity".',
             denoiser.label,
             ZERO_SNR,
         )
-    return given or ("velocity" if V_PREDICTION in marks else "epsilon")
+        return False
+    return marked if given is None else given
+
+
+def _marks(denoiser: Entry) -> set[str]:
+    return {key.rpartition(".")[2] for key in denoiser.found.beside}
 
 
 def _release(entry: Entry) -> set[Path]:

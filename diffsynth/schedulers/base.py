@@ -172,12 +172,16 @@ class Scheduler(ABC):
             (the noise) or "sample" (the clean latents).
         spacing: which timesteps are visited.
         final_sigma: where the last step leads: "zero", to clean latents, or "sigma_min", to the level of timestep 0.
+        zero_terminal_snr: whether the schedule is rescaled to end in pure noise (arXiv 2305.08891, section 3.1), for
+            networks that were trained so; they predict the velocity.
 
     Raises:
         InvalidRequest: a value is unknown or out of range.
     """
 
     history: ClassVar[History] = "data"  # what the weights of a step's mix are for
+    # Alpha-bar at the end of a rescaled schedule: nearly 0 for solvers that take its logarithm, as others have it.
+    last_alpha_bar: ClassVar[float] = 2.0**-24
 
     beta_start: float = 0.00085
     beta_end: float
@@ -185,18 +189,25 @@ class Scheduler(ABC):
     prediction: Prediction = "velocity"
     spacing: Spacing
     final_sigma: FinalSigma = "zero"
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
             raise InvalidRequest(f"unknown prediction {self.prediction!r}; known are: {_names(Prediction)}.")
         if self.final_sigma not in get_args(FinalSigma):
             raise InvalidRequest(f"unknown final_sigma {self.final_sigma!r}; known are: {_names(FinalSigma)}.")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise InvalidRequest(
+                'zero_terminal_snr needs a network that predicts "velocity" (or "sample"): at the end of that schedule '
+                "latents are noise alone, and knowing the noise tells nothing of the image."
+            )
         _ = self.noise_schedule  # raises for impossible betas
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
         """The noise level of every training timestep."""
-        return noise_schedule(self.beta_start, self.beta_end, self.beta_schedule)
+        last = self.last_alpha_bar if self.zero_terminal_snr else None
+        return noise_schedule(self.beta_start, self.beta_end, self.beta_schedule, last=last)
 
     def start(
         self,

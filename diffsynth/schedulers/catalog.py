@@ -48,6 +48,7 @@ def make_scheduler(
     spacing: str | Spacing | None = None,
     final_sigma: str | None = None,
     beta_schedule: str = "scaled_linear",
+    zero_terminal_snr: bool = False,
 ) -> Scheduler:
     """Make a scheduler from its name.
 
@@ -59,6 +60,7 @@ def make_scheduler(
         spacing: a key of ``SPACINGS``, or a spacing with settings of its own; None keeps the scheduler's own.
         final_sigma: "zero" or "sigma_min"; None keeps the scheduler's own.
         beta_schedule: "scaled_linear" or "linear".
+        zero_terminal_snr: whether the schedule is rescaled to end in pure noise.
 
     Raises:
         InvalidRequest: a name is unknown (the message lists the known ones) or a number is out of range.
@@ -75,6 +77,7 @@ def make_scheduler(
         beta_end=beta_end,
         beta_schedule=cast(BetaSchedule, beta_schedule),
         prediction=cast(Prediction, prediction),
+        zero_terminal_snr=zero_terminal_snr,
         **changes,
     )
 

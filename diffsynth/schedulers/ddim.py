@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -25,6 +26,8 @@ class DDIMScheduler(Scheduler):
     Args:
         eta: share of the DDPM noise added back at each step, 0 (deterministic) to 1.
     """
+
+    last_alpha_bar: ClassVar[float] = 0.0
 
     spacing: Spacing = field(default_factory=partial(Leading, steps_offset=1))
     eta: float = 0.0

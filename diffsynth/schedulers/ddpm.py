@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -23,6 +24,8 @@ class DDPMScheduler(Scheduler):
     Noise is drawn at every step, the last included, where its weight is 1e-10; only a step from timestep 0 draws
     none. That order of draws is what makes pictures repeat those of other implementations.
     """
+
+    last_alpha_bar: ClassVar[float] = 0.0
 
     spacing: Spacing = field(default_factory=partial(Leading, steps_offset=1))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
-from diffsynth.schedulers.base import Grid
+from diffsynth.schedulers.base import Grid, Scheduler
 from diffsynth.schedulers.ddim import DDIMScheduler
 from diffsynth.schedulers.spacing import Leading
 
@@ -18,6 +19,8 @@ class EulerScheduler(DDIMScheduler):
     In latents of unit variance an Euler step in sigma / alpha is a step of DDIM. What differs is the start: noise
     stands for latents at the first level and is scaled to it, except with ``Leading`` spacing.
     """
+
+    last_alpha_bar: ClassVar[float] = Scheduler.last_alpha_bar
 
     @override
     def noise_scale(self, grid: Grid) -> float:

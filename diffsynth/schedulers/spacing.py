@@ -156,7 +156,7 @@ SPACINGS: dict[str, Callable[[], Spacing]] = {
 
 
 def _noise_ratio_range(schedule: NoiseSchedule) -> tuple[float, float]:
-    return schedule.level(schedule.last).noise_ratio, schedule.level(0).noise_ratio
+    return schedule.noise_ratios
 
 
 def _even(first: float, last: float, count: int) -> list[float]:

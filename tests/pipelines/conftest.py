@@ -11,8 +11,10 @@ import pytest
 from diffsynth import HunyuanDiTImagePipeline
 
 from .toy import load_toy, write_toy
+from .unet.toy import write_release
 
 Load = Callable[..., HunyuanDiTImagePipeline]
+Release = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,14 @@ def pipeline(v1_0: list[Path], v1_2: list[Path]) -> Load:
 def pipe(pipeline: Load) -> HunyuanDiTImagePipeline:
     """Return version 1.2 with the default conventions."""
     return pipeline()
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """Return name → the file of a release of Stable Diffusion or SDXL, each written once."""
+
+    @cache
+    def write(name: str) -> Path:
+        return write_release(tmp_path_factory.mktemp(name), name)
+
+    return write

@@ -22,6 +22,7 @@ PICTURE = Image.linear_gradient("L").convert("RGB").resize((96, 64))
 HALF = Image.new("RGB", (96, 64))
 HALF.paste("white", (0, 0, 48, 64))
 LOCAL: dict[str, Any] = {"local_prompts": ["a rose"], "masks": [HALF], "mask_scales": [1.0]}
+LARGER: dict[str, Any] = {"hires_scale": 2.0, "hires_strength": 1.0}
 TILES: dict[str, Any] = {"tiled": True, "tile_size": 4, "tile_stride": 2}
 
 # Setting → what must be given beside it, and another value for it.
@@ -38,6 +39,12 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "seed": ({}, 8),
     "input_image": ({}, PICTURE),
     "denoising_strength": ({"input_image": PICTURE}, 0.5),
+    "hires_scale": ({}, 2.0),
+    "hires_height": ({}, 80),
+    "hires_width": ({}, 128),
+    "hires_strength": (LARGER, 0.5),
+    "hires_steps": (LARGER, 1),
+    "hires_upscale": (LARGER, "latent"),
     "local_prompts": (LOCAL, ["a panda"]),
     "masks": (LOCAL, [Image.new("RGB", (8, 8), "white")]),
     "mask_scales": (LOCAL, [3.0]),
@@ -87,6 +94,12 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "seed": (-1, 2**63, 1.5, "7", True, [1, 2]),
     "input_image": ("panda.png", torch.zeros(3, 64, 96)),
     "denoising_strength": (0, 1.5, 0.5),  # the last lacks an input image
+    "hires_scale": (0.5, 17, "2"),
+    "hires_height": (15, 64.5, 32),  # the last is smaller than the first stage
+    "hires_width": (15, "128"),
+    "hires_strength": (0, 1.5, 0.5),  # the last has nothing to draw over
+    "hires_steps": (0, 2.5, 3),
+    "hires_upscale": ("lanczos", 2, "latent"),
     "local_prompts": ("a rose", ["a rose"], 3),
     "masks": ([PICTURE], PICTURE),
     "mask_scales": ([1.0], 1.0),

@@ -70,7 +70,7 @@ def test_betas_out_of_range_are_refused(betas: tuple[float, float]) -> None:
         noise_schedule(*betas)
 
 
-@pytest.mark.parametrize("alpha_bars", [(0.5, 0.5), (1.0, 0.5), (0.5, 0.0), (0.9, math.nan)])
+@pytest.mark.parametrize("alpha_bars", [(0.5, 0.5), (1.0, 0.5), (0.5, -0.1), (0.5, 0.0, 0.0), (0.9, math.nan)])
 def test_alpha_bars_must_fall_from_one_to_zero(alpha_bars: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="fall strictly"):
         NoiseSchedule(alpha_bars)

@@ -9,7 +9,6 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -151,10 +150,9 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         return {"conventions": self.conventions.name, "beta_end": self.beta_end, "latent_scale": self.latent_scale}
 
     @override
-    def complete(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
+    def fill_in(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
         conventions = self.conventions
-        multiple = self.vae.config.downscale * self.denoiser.config.patch_size
-        height, width = conventions.size(*request.wanted_size(1024), multiple, binning=request.resolution_binning)
+        height, width = self._size(*request.wanted_size(1024), binning=request.resolution_binning)
         return replace(
             request,
             height=height,
@@ -167,6 +165,14 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         )
 
     @override
+    def round_size(self, height: int, width: int) -> tuple[int, int]:
+        return self._size(height, width, binning=False)
+
+    def _size(self, height: int, width: int, *, binning: bool | None) -> tuple[int, int]:
+        multiple = self.vae.config.downscale * self.denoiser.config.patch_size
+        return self.conventions.size(height, width, multiple, binning=binning)
+
+    @override
     def remark(self, request: HunyuanDiTRequest, complete: HunyuanDiTRequest) -> None:
         remark_size(request, request.wanted_size(1024), (complete.height, complete.width))
         assert complete.cfg_scale is not None
@@ -174,12 +180,8 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             remark_no_guidance(request, complete.cfg_scale, rescales=bool(request.perturbed_attention_scale))
         remark_tiles(request)
 
+    @override
     def scheduler_for(self, request: HunyuanDiTRequest) -> Scheduler:
-        """Return the sampler that a request names, in the sense of the conventions.
-
-        Raises:
-            InvalidRequest: there is no such sampler.
-        """
         name = request.scheduler or self.conventions.scheduler
         return make_scheduler(
             self.conventions.samplers.get(name, name),
@@ -190,15 +192,14 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         )
 
     @override
-    def draw_batch(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> list[Image.Image]:
+    def draw_latents(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> Tensor:
         encoder = self.prompt_encoder
         remedy = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
         texts = self._texts(requests)
         distinct = sorted(set(texts))
         features = finite(lambda: self._encode(distinct, requests[0]), (encoder.clip, encoder.t5), remedy)
         rows = [distinct.index(text) for text in texts]
-        latents = finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), remedy)
-        return [image for row in latents for image in self.codec.decode(row[None], tiles=Tiles.of(requests[0]))]
+        return finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), remedy)
 
     def _encode(self, texts: Sequence[str], request: HunyuanDiTRequest) -> tuple[TextFeatures, str | None]:
         """Return the features of texts, and where they are not finite, if so."""
@@ -227,11 +228,12 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         run = self.scheduler_for(request).start(
             request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
         )
-        if request.input_image is None:
+        pictures = [each.input_image for each in requests if each.input_image is not None]
+        if not pictures:
             latents = noise.draw()
         else:
             size = (request.height, request.width)
-            clean = self.codec.encode(request.input_image, *size, noise=noise, tiles=Tiles.of(request))
+            clean = self.codec.encode(pictures, *size, noise=noise, tiles=Tiles.of(request))
             latents = run.add_noise(clean, noise.draw())
 
         patches = (height // config.patch_size, width // config.patch_size)

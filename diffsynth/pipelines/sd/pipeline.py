@@ -16,7 +16,7 @@ from diffsynth.pipelines.sd.parts import find_parts
 from diffsynth.pipelines.sd.request import SDRequest
 from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_conventions import choose
-from diffsynth.pipelines.unet_parts import prediction_of
+from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
 from diffsynth.pipelines.unet_predict import Row
 
 LATENT_SCALE = 0.18215  # no file tells it; that of SDXL's autoencoder, which has the same structure, differs
@@ -40,6 +40,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         clip: str | int | None = None,
         vae: str | int | None = None,
         prediction: str | None = None,
+        zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
@@ -51,6 +52,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             clip: which text encoder, likewise.
             vae: which autoencoder, likewise; by default that of the denoiser's release.
             prediction: "epsilon" or "velocity"; by default as the file's marks say.
+            zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoder's file.
 
         Raises:
@@ -62,12 +64,14 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         chosen = choose(CONVENTIONS, conventions)
         unet, text, autoencoder = find_parts(manager, denoiser=denoiser, clip=clip, vae=vae)
         tokenizer = tokenizer_for(text, clip_tokenizer)
+        predicts = prediction_of(unet, prediction)
         return cls(
             denoiser=unet.module,
             readers=(ClipReader(name="the text encoder", encoder=text.module, tokenizer=tokenizer),),
             vae=autoencoder.module,
             conventions=chosen,
-            prediction=prediction_of(unet, prediction),
+            prediction=predicts,
+            zero_terminal_snr=zero_snr_of(unet, zero_terminal_snr, predicts),
             loaded=(unet, text, autoencoder),
         )
 

@@ -17,7 +17,7 @@ from diffsynth.pipelines.sdxl.parts import find_parts, numbers_of
 from diffsynth.pipelines.sdxl.request import SDXLRequest
 from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_conventions import choose
-from diffsynth.pipelines.unet_parts import prediction_of
+from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
 from diffsynth.pipelines.unet_predict import Row
 from diffsynth.schedulers.betas import TRAIN_TIMESTEPS
 
@@ -49,6 +49,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
         vae: str | int | None = None,
         refiner: str | int | bool | None = None,
         prediction: str | None = None,
+        zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
@@ -64,6 +65,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             vae: which autoencoder, likewise; by default that of the denoiser's release.
             refiner: which network takes over at ``refiner_start`` of the schedule; True for the one that fits.
             prediction: "epsilon" or "velocity"; by default as the file's marks say.
+            zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoders' files.
 
         Raises:
@@ -91,12 +93,14 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
                 first_layer=2,
             )
             readers = (first, *readers)
+        predicts = prediction_of(parts.denoiser, prediction)
         return cls(
             denoiser=parts.denoiser.module,
             readers=readers,
             vae=parts.vae.module,
             conventions=chosen,
-            prediction=prediction_of(parts.denoiser, prediction),
+            prediction=predicts,
+            zero_terminal_snr=zero_snr_of(parts.denoiser, zero_terminal_snr, predicts),
             refiner=None if parts.refiner is None else parts.refiner.module,
             loaded=parts.all,
         )

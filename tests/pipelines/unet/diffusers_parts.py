@@ -110,6 +110,22 @@ def make_tokenizer(folder: Path, padding: str) -> Any:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=padding, model_max_length=77)
 
 
+def make_rescaled(name: str) -> Any:
+    """Return a sampler for networks that were trained down to no signal, and predict the velocity."""
+    import diffusers
+
+    settings: dict[str, Any] = {**BETAS, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    settings["prediction_type"] = "v_prediction"
+    match name:
+        case "ddim":
+            return diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=False)
+        case "euler":
+            return diffusers.EulerDiscreteScheduler(**settings)
+        case "dpm++2m":
+            return diffusers.DPMSolverMultistepScheduler(**settings)
+    raise ValueError(name)
+
+
 def make_scheduler(name: str) -> Any:
     """Return a sampler with the settings that the releases came with."""
     import diffusers
@@ -137,7 +153,7 @@ def make_pipeline(ours: Pipeline, kind: str, scheduler: str, *, denoiser: UNet |
     parts: dict[str, Any] = {
         "unet": make_unet(denoiser or ours.denoiser),
         "vae": make_vae(ours.vae, scale),
-        "scheduler": make_scheduler(scheduler),
+        "scheduler": make_rescaled(scheduler) if ours.zero_terminal_snr else make_scheduler(scheduler),
     }
     home = ours.readers[0].tokenizer.source.parent
     if "XL" in kind:

@@ -109,17 +109,32 @@ def test_the_mark_of_velocity_prediction_is_heeded(tmp_path: Path, beside: dict[
     assert load([path], SDXLImagePipeline, prediction="velocity").prediction == "velocity"
 
 
-def test_a_mark_that_asks_for_a_schedule_that_is_not_here_is_told_of(
+def test_the_mark_of_a_schedule_that_ends_in_pure_noise_is_heeded(
     tmp_path: Path, release: Release, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_release(tmp_path, "sdxl", v_pred=torch.tensor([]), ztsnr=torch.tensor([]))
 
-    load([release("sdxl")], SDXLImagePipeline)
-    assert "ztsnr" not in caplog.text
-    load([path], SDXLImagePipeline)
+    marked, plain = load([path], SDXLImagePipeline), load([release("sdxl")], SDXLImagePipeline)
+    complete = [pipe.complete(pipe.request_type(prompt=PROMPT)) for pipe in (marked, plain)]
 
-    assert str(path) in caplog.text
+    assert (marked.zero_terminal_snr, plain.zero_terminal_snr) == (True, False)
+    assert [request.spacing for request in complete] == ["trailing", None]
+    assert marked.describe()["zero_terminal_snr"] is True
+    assert not load([path], SDXLImagePipeline, zero_terminal_snr=False).zero_terminal_snr
+    assert caplog.text == ""
+
+
+def test_that_mark_on_a_network_that_predicts_the_noise_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_release(tmp_path, "sdxl", ztsnr=torch.tensor([]))
+
+    assert not load([path], SDXLImagePipeline).zero_terminal_snr
+    assert f"{path}" in caplog.text
     assert "is marked ztsnr" in caplog.text
+    assert load([path], SDXLImagePipeline, prediction="velocity").zero_terminal_snr
+    with pytest.raises(InvalidRequest, match=r"zero_terminal_snr needs a network that predicts .velocity."):
+        draw(load([path], SDXLImagePipeline, zero_terminal_snr=True), PROMPT)
 
 
 def test_sizes_of_tiles_without_tiles_are_told_of(release: Release, caplog: pytest.LogCaptureFixture) -> None:
