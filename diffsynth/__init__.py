@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffsynth.errors import DiffSynthError
     from diffsynth.hub.download import download_model, download_models
     from diffsynth.manager import ModelManager
+    from diffsynth.merging import merge_models
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.recipe import save_image
     from diffsynth.pipelines.sd.pipeline import SDImagePipeline
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "download_model",
     "download_models",
+    "merge_models",
     "open_checkpoint",
     "save_image",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "SDXLImagePipeline": "diffsynth.pipelines.sdxl.pipeline",
     "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
+    "merge_models": "diffsynth.merging",
     "open_checkpoint": "diffsynth.core.checkpoint",
     "save_image": "diffsynth.pipelines.recipe",
 }
