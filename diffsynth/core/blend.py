@@ -54,8 +54,10 @@ def all_finite(tensor: Tensor) -> bool:
 
 def _rows(tensor: Tensor) -> Iterator[Tensor]:
     """Yield views of a few rows each, which together are the tensor."""
-    whole = torch.atleast_1d(tensor)
-    return iter(whole.split(max(1, _VALUES_AT_A_TIME // max(1, whole[:1].numel()))))
+    whole = tensor if tensor.ndim else tensor[None]
+    count = max(1, _VALUES_AT_A_TIME // max(1, whole[:1].numel()))
+    for start in range(0, len(whole), count):
+        yield whole[start : start + count]
 
 
 @dataclass(frozen=True, kw_only=True)

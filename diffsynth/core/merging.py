@@ -100,8 +100,11 @@ class Merge:
         dtype = _common({self.header[key].dtype for key in keys})
         blended = [self._blend(network, tied, dtype) for tied in names]
         for key, tensor in zip(keys, step.to_theirs(blended), strict=True):
+            result = tensor.to(self.header[key].dtype)
+            if result is not tensor and not all_finite(result):  # only where one tensor of ours is two of theirs
+                self._refuse(key, result.dtype, {})
             for name in (key, *network.copies.get(key, ())):
-                yield name, tensor.to(self.header[key].dtype)
+                yield name, result
         for name in step.ours:
             network.forget(name)
 
@@ -214,9 +217,11 @@ def _copies(checkpoint: Checkpoint, found: Identified, own: Sequence[str]) -> di
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same bits; most that do not differ in their first row."""
-    one, other = torch.atleast_1d(one), torch.atleast_1d(other)
-    return same_bits(one[:1], other[:1]) and same_bits(one, other)
+    """Whether a tensor is a copy of another, not only as empty; most that are not differ in their first row."""
+    if not one.ndim:
+        return False
+    same = same_bits(one[:1], other[:1]) and same_bits(one, other)
+    return same and not same_bits(one, one.flatten()[:1].expand_as(one))
 
 
 def _weights_of(found: Identified) -> Iterator[str]:
