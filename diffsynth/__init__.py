@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffsynth.errors import DiffSynthError
     from diffsynth.hub.download import download_model, download_models
     from diffsynth.manager import ModelManager
+    from diffsynth.merging import merge_models
     from diffsynth.pipelines.hunyuan_dit.pipeline import HunyuanDiTImagePipeline
     from diffsynth.pipelines.latent_file import open_latents, save_latents
     from diffsynth.pipelines.recipe import save_image
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "download_model",
     "download_models",
+    "merge_models",
     "open_checkpoint",
     "open_latents",
     "save_image",
@@ -45,6 +47,7 @@ _HOMES = {
     "SDXLImagePipeline": "diffsynth.pipelines.sdxl.pipeline",
     "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
+    "merge_models": "diffsynth.merging",
     "open_checkpoint": "diffsynth.core.checkpoint",
     "open_latents": "diffsynth.pipelines.latent_file",
     "save_image": "diffsynth.pipelines.recipe",

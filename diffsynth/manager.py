@@ -18,10 +18,10 @@ from diffsynth.core.checkpoint import Checkpoint, open_checkpoint
 from diffsynth.core.folder import component_folders
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.core.loading import load_network
-from diffsynth.core.placement import free_memory, resolve_device
-from diffsynth.core.registry import Identified, Registry
+from diffsynth.core.placement import floating_dtype, free_memory, resolve_device
+from diffsynth.core.registry import Identified, Registry, without_copies
 from diffsynth.core.saving import save_network
-from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded, UnknownCheckpoint, listed
+from diffsynth.errors import AmbiguousModel, ModelNotLoaded, UnknownCheckpoint, listed
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ModelManager:
         *,
         mmap: bool | None = None,
     ) -> None:
-        self.torch_dtype = _floating(torch_dtype)
+        self.torch_dtype = floating_dtype(torch_dtype)
         self.device = resolve_device(device)
         self.registry = Registry.collect(models)
         self._mmap = mmap
@@ -107,7 +107,7 @@ class ModelManager:
         if identification.unclaimed:
             logger.info("%s: %d tensors stay unread: %s", checkpoint.path, len(identification.unclaimed),
                         listed(identification.unclaimed))  # fmt: skip
-        return [self._load(found, checkpoint, torch_dtype) for found in _without_copies(identification.networks)]
+        return [self._load(found, checkpoint, torch_dtype) for found in without_copies(identification.networks)]
 
     def _load_components(
         self, folder: Path, components: Sequence[Path], kind: str | None, torch_dtype: torch.dtype | None
@@ -125,7 +125,7 @@ class ModelManager:
         return loaded
 
     def _load(self, found: Identified, checkpoint: Checkpoint, torch_dtype: torch.dtype | None) -> LoadedModel[Any]:
-        dtype = _floating(torch_dtype) or found.family.dtype or self.torch_dtype
+        dtype = floating_dtype(torch_dtype) or found.family.dtype or self.torch_dtype
         same = [each for each in self if each.comes_from(checkpoint, found) and dtype in (None, each.dtype)]
         for entry in same:
             if entry.is_current():
@@ -262,24 +262,3 @@ class ModelManager:
         ]
         head = f"ModelManager(device={str(self.device)!r}, {len(rows)} networks"
         return "\n".join([head + (":" if rows else ")"), *rows]) + (")" if rows else "")
-
-
-def _floating(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Return a dtype that weights can be converted to.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        return dtype
-    raise InvalidRequest(f"torch_dtype must be a floating-point torch.dtype, such as torch.float16, not {dtype!r}.")
-
-
-def _without_copies(networks: Sequence[Identified]) -> list[Identified]:
-    """Leave out the raw weights of a training checkpoint that holds their moving average beside them."""
-    averaged = {each.family.name: each for each in networks if each.prefix.startswith("ema.")}
-    kept = [each for each in networks if averaged.get(each.family.name, each) is each]
-    for each in networks:
-        if each not in kept:
-            logger.info("taking the moving average under 'ema.' in the place of %s", each.label)
-    return kept

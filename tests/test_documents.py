@@ -27,9 +27,11 @@ READMES = ("README.md", "README_zh.md")
 BUNDLED = "HunyuanDiT-Emoji"
 ARGUMENTS = {"random_models.py": ["random"], "random_stable_diffusion.py": ["random"]}
 SINGLE_FILES = {
-    "sd15": "models/stable_diffusion/v1-5-pruned-emaonly.safetensors",
-    "sdxl": "models/stable_diffusion_xl/sd_xl_base_1.0.safetensors",
-    "sdxl-refiner": "models/stable_diffusion_xl/sd_xl_refiner_1.0.safetensors",
+    "models/stable_diffusion/v1-5-pruned-emaonly.safetensors": "sd15",
+    "models/stable_diffusion/woodcut.safetensors": "sd15",
+    "models/stable_diffusion/ink.safetensors": "sd15",
+    "models/stable_diffusion_xl/sd_xl_base_1.0.safetensors": "sdxl",
+    "models/stable_diffusion_xl/sd_xl_refiner_1.0.safetensors": "sdxl-refiner",
 }
 LONGER = ("random_models.py", "random_stable_diffusion.py", "contact_sheet.py")  # programs more than examples
 SMALLER = (
@@ -75,8 +77,8 @@ def folder(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _, text in blocks("toml"):
         (root / text.splitlines()[0].removeprefix("# ")).write_text(smaller(text), "utf-8")
     write_pictures(root / "pictures")
-    for name, path in SINGLE_FILES.items():
-        file = write_single_file((root / path).parent, name)
+    for seed, (path, name) in enumerate(SINGLE_FILES.items()):
+        file = write_single_file((root / path).parent, name, seed)
         file.rename(root / path)
     if files_of(BUNDLED):
         download_models([BUNDLED], local_dir=root / "models")

@@ -1,4 +1,4 @@
-"""The command line: ``diffsynth download | list | inspect | generate | train | env``. One file per command.
+"""The command line: ``diffsynth download | list | inspect | merge | generate | train | env``. One file per command.
 
 Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this folder prints.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import download, env, generate, inspect, listing, train
+from diffsynth.cli import download, env, generate, inspect, listing, merge, train
 from diffsynth.cli.options import State, print_anything
 from diffsynth.errors import Cancelled, DiffSynthError
 
@@ -76,6 +76,7 @@ for _name, _command in (
     ("download", download.download),
     ("list", listing.list_models),
     ("inspect", inspect.inspect),
+    ("merge", merge.merge),
     ("generate", generate.generate),
     ("train", train.train),
     ("env", env.env),

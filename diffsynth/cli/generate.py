@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.again import compare_files, load_again, read_again, vocabulary_of
-from diffsynth.cli.options import Debug, Kinds, Verbose, expanded
+from diffsynth.cli.options import Debug, Dtype, Kinds, Verbose, dtype_named, expanded
 from diffsynth.cli.pipelines import USUAL, Kind, all_settings, kind_named, kind_of
 from diffsynth.errors import Cancelled, InvalidRequest, printable
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from diffsynth.pipelines.request import ImageRequest
 
 OUTPUTS = (".png", ".safetensors")
-DTYPES = ("float32", "float16", "bfloat16")
 
 # Types of request fields → types that the command line can read; pictures are given as files.
 OPTION_TYPES: dict[str, Any] = {
@@ -77,7 +76,7 @@ def generate(
     clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, vocab.json, or its folder.")] = None,
     t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu; the best there is by default.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    dtype: Dtype = None,
     kinds: Kinds = None,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -244,11 +243,9 @@ def _load(
     from diffsynth.hub.download import download_models
     from diffsynth.manager import ModelManager
 
-    if dtype is not None and dtype not in DTYPES:
-        raise InvalidRequest(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    wanted = dtype_named(dtype)
     manager = ModelManager(device=device)
-    usual = "float32" if manager.device.type == "cpu" else "float16"
-    manager.torch_dtype = getattr(torch, dtype or usual)
+    manager.torch_dtype = wanted or (torch.float32 if manager.device.type == "cpu" else torch.float16)
     if recipe and not paths:
         load_again(manager, recipe, dtype)
     else:

@@ -46,10 +46,12 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
     """Return what is known of one file, as plain values."""
     from diffsynth.core.checkpoint import open_checkpoint
 
-    row: dict[str, Any] = {"path": str(path), "bytes": None, "networks": [], "unclaimed": [], "error": None}
+    row: dict[str, Any] = {"path": str(path), "bytes": None, "networks": [], "metadata": {}, "unclaimed": []}
+    row["error"] = None
     try:
         checkpoint = open_checkpoint(path)
         row |= {"bytes": checkpoint.nbytes, "format": checkpoint.format, "tensors": len(checkpoint)}
+        row["metadata"] = {name: text for name, text in checkpoint.metadata.items() if name != "format"}
         row["unclaimed"] = list(checkpoint.header)
         identification = registry.identify(checkpoint, kind)
         row["networks"] = [_network(found, checkpoint) for found in identification.networks]
@@ -135,6 +137,8 @@ def _show(row: dict[str, Any]) -> None:
         print("    " + ", ".join(f"{name}={value}" for name, value in network["config"].items()))
         if network["left_out"]:
             print(f"    {network['left_out']} tensors of it are not needed and stay unread")
+    for name, text in row["metadata"].items():
+        print(f"  {printable(name)}: {printable(text, 2000)}")
     for pattern, line in row.get("layers", {}).items():
         print(f"  {line['count']:>5} x {printable(pattern, 120)} {tuple(line['shape'])}")
     if row["unclaimed"] and row["networks"]:

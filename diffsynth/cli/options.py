@@ -8,11 +8,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from diffsynth.errors import CheckpointError, InvalidRequest
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 class State:
@@ -55,6 +60,20 @@ Kinds = Annotated[
     list[str] | None,
     typer.Option("--as", metavar="[PATH=]KIND", help="Say by hand which network a file holds, such as hunyuan_dit."),
 ]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """Return the dtype that ``--dtype`` names, or None if it was not given.
+
+    Raises:
+        InvalidRequest: there is no such dtype.
+    """
+    import torch
+
+    if name is not None and name not in DTYPES:
+        raise InvalidRequest(f"--dtype must be one of {', '.join(DTYPES)}, not {name!r}.")
+    return getattr(torch, name) if name else None
 
 
 def expanded(paths: Sequence[Path], kinds: list[str] | None) -> list[tuple[Path, str | None]]:

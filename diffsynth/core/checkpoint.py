@@ -68,7 +68,7 @@ class Checkpoint(Mapping[str, Tensor]):
         )
         for key, kept, double in doubles:
             same_kind = (kept.shape, kept.dtype) == (double.shape, double.dtype)
-            if not same_kind or not _same_bits(*(self._readers[each.file].read(each) for each in (kept, double))):
+            if not same_kind or not same_bits(*(self._readers[each.file].read(each) for each in (kept, double))):
                 problem = (
                     f"{printable(key, 120)} lies in {kept.file.name} and, with another content, in {double.file.name}"
                 )
@@ -223,5 +223,6 @@ def _present(text: str) -> Path:
     return Path(text)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype are equal to the last bit, NaN included."""
     return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)))

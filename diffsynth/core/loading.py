@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -114,13 +115,16 @@ def _overflowed(before: Tensor, after: Tensor) -> int:
     return int(torch.isinf(after).sum()) - int(torch.isinf(before).sum())
 
 
-def check_header(found: Identified, checkpoint: Checkpoint, ours: Mapping[str, Tensor]) -> None:
+def check_header(
+    found: Identified, checkpoint: Checkpoint, ours: Mapping[str, Tensor], *, like: Path | None = None
+) -> None:
     """Compare the keys, shapes and kinds of number of a file with what a module needs, before anything is read.
 
     Args:
         found: what the file was recognised as.
         checkpoint: the opened file.
         ours: the state dict of the module, on the meta device.
+        like: the file that the module's sizes were taken from, if it is another one, for the message.
 
     Raises:
         StateDictMismatch: with the file's own keys.
@@ -138,7 +142,7 @@ def check_header(found: Identified, checkpoint: Checkpoint, ours: Mapping[str, T
         if key in checkpoint.header and checkpoint.header[key].shape != shape
     }
     if missing or unexpected or shapes:
-        name = f"{found.family.name} (layout {found.layout.name!r})"
+        name = f"{found.family.name} (layout {found.layout.name!r})" + (f" of the sizes in {like}" if like else "")
         raise StateDictMismatch(checkpoint.path, name, missing=missing, unexpected=unexpected, shapes=shapes)
     strange = [
         f"{key} ({str(checkpoint.header[key].dtype).removeprefix('torch.')})"

@@ -43,3 +43,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             "with cuda wanted, install a torch that was built for it."
         ) from error
     return wanted
+
+
+def floating_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return a dtype that weights can be converted to, or None if none is asked for.
+
+    Raises:
+        InvalidRequest: it is no dtype of floating-point numbers.
+    """
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise InvalidRequest(f"torch_dtype must be a floating-point torch.dtype, such as torch.float16, not {dtype!r}.")

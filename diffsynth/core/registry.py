@@ -139,6 +139,16 @@ class Registry:
         return "\n".join(problem), f"{advice} `diffsynth inspect` lists its keys."
 
 
+def without_copies(networks: Sequence[Identified]) -> list[Identified]:
+    """Leave out the raw weights of a training checkpoint that holds their moving average beside them."""
+    averaged = {each.family.name: each for each in networks if each.prefix.startswith("ema.")}
+    kept = [each for each in networks if averaged.get(each.family.name, each) is each]
+    for each in networks:
+        if each not in kept:
+            logger.info("taking the moving average under 'ema.' in the place of %s", each.label)
+    return kept
+
+
 def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter) -> frozenset[str]:
     """Return the keys under a prefix whose first name the table speaks of."""
     roots = converter.roots()

@@ -1,23 +1,19 @@
-"""Write a network to a file, in any of its family's layouts."""
+"""Write a network to a file, in any of its family's layouts; and tensors to a file, one at a time."""
 
 from __future__ import annotations
 
-import errno
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from diffsynth.core.convert import Converter
 from diffsynth.core.family import Layout, ModelFamily
 from diffsynth.core.files import replacing
+from diffsynth.core.formats.safetensors import write_safetensors
 from diffsynth.errors import InvalidRequest, listed
-from diffsynth.types import StateDict
+from diffsynth.types import Header, StateDict, TensorSpec
 
 
 def to_layout(module: nn.Module, layout: Layout, config: Any) -> StateDict:
@@ -62,14 +58,30 @@ def save_network(
     except KeyError as error:
         raise InvalidRequest(str(error.args[0])) from error
     _refuse_parts(module, family, config)
-    state = {key: tensor.detach().contiguous() for key, tensor in to_layout(module, chosen, config).items()}
+    state = to_layout(module, chosen, config)
+    header = {key: TensorSpec(tuple(tensor.shape), tensor.dtype) for key, tensor in state.items()}
+    return save_tensors(path, header, state.items(), metadata)
+
+
+def save_tensors(
+    path: Path, header: Header, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a safetensors file whose tensors come one at a time; what goes wrong on the way leaves nothing behind.
+
+    Args:
+        path: the file; replaced in one step if it exists.
+        header: key → shape and dtype of what will come.
+        tensors: each key of the header once, in any order.
+        metadata: texts for the file's header.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(path) as temporary:
-        try:
-            save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
-        except SafetensorError as error:  # as a full disk is reported: "... (os error 28)"
-            found = re.search(r"os error (\d+)", str(error))
-            number = int(found[1]) if found else errno.EIO
-            raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
+        write_safetensors(temporary, header, tensors, {"format": "pt", **(metadata or {})})
     return path
 
 

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffsynth.core.saving import save_network, to_layout
+from diffsynth.core.checkpoint import open_checkpoint, same_bits
+from diffsynth.core.formats.safetensors import write_safetensors
+from diffsynth.core.saving import save_network, save_tensors, to_layout
 from diffsynth.errors import InvalidRequest
+from diffsynth.types import TensorSpec
 
 from .small_family import Lamp, LampConfig, family
 
@@ -70,31 +76,55 @@ def test_a_network_without_all_its_weights_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(torch.bool, (3,)), (torch.float8_e4m3fn, (7,)), (torch.float16, ()), (torch.bfloat16, (2, 3)),
+     (torch.int64, (0, 4)), (torch.float64, (1, 2, 2))],
+    ids=str,
+)  # fmt: skip
+def test_tensors_that_come_one_at_a_time_are_what_the_library_reads(
+    dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    tensors = {
+        "one": torch.ones(3, dtype=torch.uint8),
+        "two": torch.randn(shape).to(dtype),
+        "three": torch.randn(2, 2).t(),
+    }
+    header = {key: TensorSpec(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+
+    path = save_tensors(tmp_path / "a.safetensors", header, reversed(tensors.items()), {"note": "光"})
+
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    assert all(same_bits(found[key], tensor) and found[key].dtype is tensor.dtype for key, tensor in tensors.items())
+    assert dict(open_checkpoint(path).header) == header
+    assert open_checkpoint(path).metadata == {"format": "pt", "note": "光"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(state: object, path: Path, metadata: object) -> None:
+    def fail(path: Path, *rest: Any) -> None:
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        write_safetensors(Path("/dev/full"), *rest)
 
     (tmp_path / "lamp.safetensors").write_bytes(b"old")
-    monkeypatch.setattr("diffsynth.core.saving.save_file", fail)
+    monkeypatch.setattr("diffsynth.core.saving.write_safetensors", fail)
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*lamp\.safetensors'") as raised:
         save_network(Lamp(CONFIG), family(), CONFIG, tmp_path / "lamp.safetensors", "plain")
 
+    assert raised.value.errno == errno.ENOSPC
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-@pytest.mark.parametrize(("text", "number"), [("I/O error: No space left (os error 28)", 28), ("broken", 5)])
-def test_what_safetensors_reports_becomes_an_error_of_the_file(
-    text: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise SafetensorError(text)
+def test_a_write_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "one", torch.ones(3)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffsynth.core.saving.save_file", fail)
+    header = dict.fromkeys(("one", "two"), TensorSpec((3,), torch.float32))
 
-    with pytest.raises(OSError, match=r"lamp\.safetensors") as raised:
-        save_network(Lamp(CONFIG), family(), CONFIG, tmp_path / "lamp.safetensors", "plain")
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors(tmp_path / "a.safetensors", header, tensors())
 
-    assert raised.value.errno == number
     assert list(tmp_path.iterdir()) == []

@@ -6,16 +6,20 @@ and last byte, counted from the end of the header. Tensors fill the rest of the 
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
 from diffsynth.core.formats.content import DOWNLOAD_AGAIN, FileStamp
 from diffsynth.core.formats.json_text import MAX_BYTES, parse_object
 from diffsynth.core.formats.table import Table, TensorRecord, are_sizes, dense_stride
 from diffsynth.errors import CorruptCheckpoint, UnsupportedCheckpoint, printable
+from diffsynth.types import Header
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -38,6 +42,7 @@ DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_safetensors(stream: BinaryIO, stamp: FileStamp) -> Table:
@@ -104,3 +109,36 @@ def _check_layout(records: dict[str, TensorRecord], stamp: FileStamp, origin: in
     if position != stamp.size:
         part = f" ({100 * stamp.size / position:.1f} % present)" if stamp.size < position else ""
         raise CorruptCheckpoint(stamp.path, f"has {stamp.size} bytes, expected {position}{part}", DOWNLOAD_AGAIN)
+
+
+def write_safetensors(
+    path: Path, header: Header, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+) -> None:
+    """Write a file whose tensors come one at a time, in any order, so that only one of them need be in memory.
+
+    Args:
+        path: the file.
+        header: key → shape and dtype of what will come, each a dtype of ``DTYPES``.
+        tensors: each key of the header once, with its tensor.
+        metadata: texts for the file's header.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    begins: dict[str, int] = {}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    position = 0
+    for key, spec in sorted(header.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # so all are aligned
+        begins[key], end = position, position + spec.nbytes
+        entries[key] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        origin = file.tell()
+        for key, tensor in tensors:
+            assert (tuple(tensor.shape), tensor.dtype) == (header[key].shape, header[key].dtype), key
+            file.seek(origin + begins.pop(key))
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        assert not begins, f"never came: {sorted(begins)}"
