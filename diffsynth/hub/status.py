@@ -72,8 +72,7 @@ def _status(name: str, model: CatalogModel, hubs: Hubs, options: Options, offlin
         items = line_items(line, listing, options) if listing else []
         if listing is None or not items:
             known = False
-            target = options.folder / line.folder / line.path
-            here += target.is_file()
+            here += (options.folder / line.place).is_file()
             continue
         size += sum(listing.by_path[item.path].size for item in items)
         files += len(items)
