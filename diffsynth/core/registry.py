@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +41,11 @@ class Identified:
         return f"{self.family.name} (layout {self.layout.name!r}" + (
             f", under {self.prefix!r})" if self.prefix else ")"
         )
+
+    def answers_to(self, variant: str, path: Path) -> bool:
+        """Whether a variant means this network of a file: its path, name with or without ending, prefix, or version."""
+        names = (path.name, path.stem, path.parent.name, self.prefix.rstrip("."), self.family.version(self.config))
+        return variant in (str(path), *names) or Path(variant).absolute() == path.absolute()
 
 
 @dataclass(frozen=True)

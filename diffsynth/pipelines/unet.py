@@ -83,7 +83,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         checkpoint = open_checkpoint(path)
         tensors = {key: checkpoint[key].clone() for key in checkpoint}
         word = learn_from(self.readers, tensors, Path(path), word)
-        self.inversions += (Source.of_file("textual_inversion", Path(path)),)
+        self.inversions += (Source.of_file("textual_inversion", Path(path), word=word),)
         return word
 
     @property
