@@ -73,7 +73,7 @@ def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Return, for each pipeline that one of the networks is for, the networks that it still needs."""
     from diffsynth.pipelines.hunyuan_dit.parts import NEEDS
 
-    have = {network["family"] for row in rows for network in row["networks"]}
+    have = {network["family"] for row in rows for network in row["networks"] if not _is_kolors(network)}
     pipelines = {"HunyuanDiTImagePipeline": NEEDS, "SDImagePipeline or SDXLImagePipeline": UNET_NEEDS}
     shared = {*NEEDS} & {*UNET_NEEDS}  # says nothing about which of them is meant
     return {
@@ -81,6 +81,11 @@ def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         for name, families in pipelines.items()
         if have & {*families} - shared
     }
+
+
+def _is_kolors(network: dict[str, Any]) -> bool:
+    """Whether a network is a UNet that no pipeline draws with."""
+    return network["family"] == "unet" and bool(network["config"]["text_size"])
 
 
 def _check(found: Identified, checkpoint: Checkpoint) -> None:
@@ -133,6 +138,10 @@ def _show(row: dict[str, Any]) -> None:
             f"{network['parameters'] / 1e6:,.1f} M values"
         )
         print("    " + ", ".join(f"{name}={value}" for name, value in network["config"].items()))
+        if _is_kolors(network):
+            from diffsynth.pipelines.unet_parts import KOLORS
+
+            print(f"    {KOLORS[0].upper()}{KOLORS[1:]}")
         if network["left_out"]:
             print(f"    {network['left_out']} tensors of it are not needed and stay unread")
     for pattern, line in row.get("layers", {}).items():
