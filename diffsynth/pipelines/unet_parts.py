@@ -130,7 +130,7 @@ def refuse_kolors(manager: ModelManager, denoiser: str | int | None) -> None:
     unets = [entry for entry in manager if isinstance(entry.module, UNet)]
     meant = unets
     if isinstance(denoiser, int):
-        meant = unets[denoiser:][:1]
+        meant = [unets[denoiser]] if -len(unets) <= denoiser < len(unets) else []
     elif denoiser is not None:
         meant = [entry for entry in unets if entry.answers_to(denoiser)]
     if meant and all(is_kolors(entry.config) for entry in meant):
