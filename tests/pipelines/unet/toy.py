@@ -57,7 +57,13 @@ def draw(pipe: Pipeline, prompt: str | list[str], **settings: Any) -> tuple[Any,
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
-    """Fail if latents differ by more than 1e-4 of their largest value, which an untrained network may drive far up."""
+    """Fail if latents differ by more than 1e-4.
+
+    Noise at the noisiest level is 14.6 times as large as the data, and an untrained network that predicts epsilon
+    takes none of it away. Latents then end at 50 and more, where neighbouring float32 numbers are 4e-6 apart, so
+    that 1e-5 of the largest value is allowed there. The same samplers are held to 1e-4 with velocity predictions.
+    """
     assert found.shape == expected.shape
     assert found.std() > 0.05
-    assert float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0)) < 1e-4
+    largest = float(expected.abs().max())
+    assert float((found - expected).abs().max()) < (1e-4 if largest < 32 else 1e-5 * largest)
