@@ -46,7 +46,14 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
     """Return what is known of one file, as plain values."""
     from diffsynth.core.checkpoint import open_checkpoint
 
-    row: dict[str, Any] = {"path": str(path), "bytes": None, "networks": [], "unclaimed": [], "error": None}
+    row: dict[str, Any] = {
+        "path": str(path),
+        "bytes": None,
+        "networks": [],
+        "unclaimed": [],
+        "nearly": [],
+        "error": None,
+    }
     try:
         checkpoint = open_checkpoint(path)
         row |= {"bytes": checkpoint.nbytes, "format": checkpoint.format, "tensors": len(checkpoint)}
@@ -54,6 +61,7 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
         identification = registry.identify(checkpoint, kind)
         row["networks"] = [_network(found, checkpoint) for found in identification.networks]
         row["unclaimed"] = list(identification.unclaimed)
+        row["nearly"] = list(identification.nearly)
         for found in identification.networks:
             _check(found, checkpoint)
         if verify and (bad := checkpoint.nonfinite()):
@@ -148,5 +156,7 @@ def _show(row: dict[str, Any]) -> None:
         print(f"  {line['count']:>5} x {printable(pattern, 120)} {tuple(line['shape'])}")
     if row["unclaimed"] and row["networks"]:
         print(f"  stays unread: {len(row['unclaimed'])} tensors: {listed(row['unclaimed'])}")
+    for text in row["nearly"]:
+        print(f"  damaged or incomplete: {text}")
     if row["error"]:
         print(f"  error: {row['error']}")

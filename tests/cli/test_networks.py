@@ -39,7 +39,7 @@ def again(first: Path, output: Path) -> bool:
     """Draw an image again and return whether it is the same."""
     assert run(["generate", "--like", str(first), "-o", str(output), "--device", "cpu"]) == 0
     with Image.open(first) as one, Image.open(output) as two:
-        return one.tobytes() == two.tobytes()
+        return bool(one.tobytes() == two.tobytes())
 
 
 def models_of(path: Path) -> list[tuple[str, str, str]]:

@@ -97,11 +97,12 @@ def publish(hub: Hub, on: str, preset: Preset) -> dict[str, bytes]:
     repository = preset.repositories[HUBS.index(on)]
     assert repository is not None
     names = preset.inside or [place.rpartition("/")[2] for place in preset.places]
-    hub.repositories[repository] = {name: f"{on} {name}".encode() for name in names}
+    files = {name: f"{on} {name}".encode() for name in names}
+    hub.repositories[repository] = {**files}
     hub.repositories[CLIP[HUBS.index(on)]] = dict.fromkeys(VOCABULARY, b"words")
     annotators = ("sd_lora/Annotators", "lllyasviel/Annotators")[HUBS.index(on)]
     hub.repositories[annotators] = {name: name.encode() for names in ANNOTATORS.values() for name in names}
-    return {place: hub.repositories[repository][name] for place, name in zip(preset.places, names, strict=True)}
+    return {place: files[name] for place, name in zip(preset.places, names, strict=True)}
 
 
 @pytest.mark.parametrize("on", HUBS)

@@ -89,7 +89,12 @@ def noise_and_data(level: Level, latents: Tensor, said: Tensor, prediction: Pred
 
 def run_pndm(prediction: Prediction, run: SchedulerRun, latents: Tensor) -> Tensor:
     """The linear multistep method of arXiv 2202.09778, started by a step of the improved Euler method."""
-    adams = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -4 / 3, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -3 / 8]}
+    adams: dict[int, list[float]] = {
+        1: [1],
+        2: [3 / 2, -1 / 2],
+        3: [23 / 12, -4 / 3, 5 / 12],
+        4: [55 / 24, -59 / 24, 37 / 24, -3 / 8],
+    }
     levels, times = [*run.levels], [*run.timesteps]
     if len(times) > 2:
         del levels[1], times[1]  # the second timestep, at which the network is asked twice
@@ -107,13 +112,15 @@ def run_pndm(prediction: Prediction, run: SchedulerRun, latents: Tensor) -> Tens
         latents = moved(start, 0, (past[0] + noise(latents, 1)) / 2)
     for at in range(1, len(times)):
         past = [noise(latents, at), *past][:4]
-        latents = moved(latents, at, sum(w * e for w, e in zip(adams[len(past)], past, strict=True)))  # type: ignore[arg-type]
+        mean = sum((w * e for w, e in zip(adams[len(past)], past, strict=True)), start=torch.zeros_like(latents))
+        latents = moved(latents, at, mean)
     return latents
 
 
 def run_exact(prediction: Prediction, run: SchedulerRun, latents: Tensor) -> Tensor:
     """Order 3 of DPM-Solver++: the weights solve for the integrals of 1, s and s squared against exp(s - h)."""
-    steps, past = len(run.timesteps), []
+    steps = len(run.timesteps)
+    past: list[tuple[float, Tensor]] = []
     for step, (start, end) in enumerate(zip(run.levels, run.levels[1:], strict=False)):
         data = noise_and_data(start, latents, network(latents, run.timesteps[step]), prediction)[1]
         past = [(start.log_snr, data), *past][:3]
