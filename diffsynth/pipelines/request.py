@@ -143,3 +143,5 @@ def check_picture(name: str, value: object) -> None:
     """Raise InvalidRequest unless a value is None or a PIL image."""
     if value is not None and not hasattr(value, "convert"):
         raise InvalidRequest(f"{name} must be a picture (PIL image), not {type(value).__name__}.")
+    if 0 in getattr(value, "size", ()):
+        raise InvalidRequest(f"{name} has no pixels.")

@@ -28,7 +28,7 @@ from diffsynth.pipelines.inpaint import Inpainting
 from diffsynth.pipelines.latents import LatentPreview, Noise
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
-from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
+from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles
 from diffsynth.pipelines.unet_conventions import UNetConventions
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
 from diffsynth.pipelines.unet_request import LongPrompts, UNetRequest
@@ -138,6 +138,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         if not self.conventions.guides(complete.cfg_scale):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
+        remark_mask(request.mask_image)
 
     def scheduler_for(self, request: R) -> Scheduler:
         """Return the sampler that a request names, in the sense of the conventions.
