@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
 from diffsynth.pipelines.codec import Tiled
@@ -60,7 +61,7 @@ def remark_idle(request: ImageRequest, names: Sequence[str], why: str) -> None:
 
 def remark_mask(mask: Image | None) -> None:
     """Tell when a mask has no white part, so that nothing is painted anew."""
-    if mask is not None and mask.convert("L").getextrema()[1] < 128:
+    if mask is not None and np.asarray(mask.convert("L")).max() < 128:
         logger.warning("mask_image has no white part, so nothing of the input image is painted anew")
 
 

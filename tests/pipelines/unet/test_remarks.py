@@ -57,7 +57,7 @@ def test_a_mask_without_white_is_told_of(release: Release, caplog: pytest.LogCap
 
 @pytest.mark.parametrize("name", ["input_image", "mask_image"])
 def test_a_picture_without_pixels_is_refused(name: str) -> None:
-    pictures = {"input_image": RED, name: Image.new("RGB", (0, 3))}
+    pictures: dict[str, Any] = {"input_image": RED, name: Image.new("RGB", (0, 3))}
 
     with pytest.raises(InvalidRequest, match=f"{name} has no pixels"):
         SDImagePipeline.request_type(prompt=PROMPT, **pictures)
