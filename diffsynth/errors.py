@@ -149,8 +149,8 @@ class AmbiguousModel(DiffSynthError, LookupError):
     def __init__(self, wanted: str, candidates: Sequence[str]) -> None:
         super().__init__(
             f"{wanted} fits {len(candidates)} loaded networks: {listed(candidates, 10)}. "
-            "Name one of them, by its file or folder or by its number (variant= of fetch_model; denoiser=, clip=, t5= "
-            "or vae= of a pipeline), or release the others."
+            "Name one of them, by its file or folder or by its number (variant= of fetch_model; denoiser=, clip=, "
+            "clip_2=, t5=, vae= or refiner= of a pipeline; --denoiser and so on), or release the others."
         )
 
 

@@ -107,6 +107,8 @@ class ModelManager:
         if identification.unclaimed:
             logger.info("%s: %d tensors stay unread: %s", checkpoint.path, len(identification.unclaimed),
                         listed(identification.unclaimed))  # fmt: skip
+        for network in identification.nearly:
+            logger.warning("%s: not loaded, because the file is damaged or incomplete: %s", checkpoint.path, network)
         return [self._load(found, checkpoint, torch_dtype) for found in without_copies(identification.networks)]
 
     def _load_components(

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffsynth.core.saving import save_network
+from diffsynth.core.saving import save_network, to_layout
+from diffsynth.errors import StateDictMismatch
 from diffsynth.manager import ModelManager
-from diffsynth.models import autoencoder_kl, clip
+from diffsynth.models import autoencoder_kl, clip, unet
 from diffsynth.models.clip.config import ClipTextConfig
 from diffsynth.models.unet.weights import SCHEDULE
 from diffsynth.types import StateDict
@@ -228,3 +229,89 @@ def test_a_single_file_saved_part_by_part_gives_its_keys_back(name: str, tmp_pat
         key for key in original if key.endswith(("position_ids", "logit_scale"))
     }
     assert all(torch.equal(tensor, original[key]) for key, tensor in written.items())
+
+
+TEXT = "cond_stage_model.transformer.text_model.embeddings"
+HARMLESS = {
+    "position_ids in half precision": {f"{TEXT}.position_ids": torch.arange(77, dtype=torch.float16)[None]},
+    "schedule": schedule(),
+    "one buffer of the schedule": {"alphas_cumprod": torch.zeros(1000)},
+    "counters of a moving average": {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(5)},
+    "marks": {"v_pred": torch.tensor([])},
+    "a logit scale where none belongs": {"cond_stage_model.logit_scale": torch.tensor(4.6)},
+}
+UNREAD = {
+    "a LoRA that was left in": {
+        "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(4.0),
+        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(4, 96, 1, 1),
+        "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.zeros(96, 4, 1, 1),
+    },
+    "a loss": {"first_stage_model.loss.logvar": torch.zeros(())},
+    "of another program": {"state.iteration": torch.tensor(3)},
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("what", [*HARMLESS, *UNREAD])
+def test_what_fine_tunes_carry_hurts_nothing_and_is_told(
+    what: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, path = state_of("sd15") | (HARMLESS | UNREAD)[what], tmp_path / f"tune{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": state}, path)
+    else:
+        save_file(state, path)
+
+    with caplog.at_level(logging.INFO, "diffsynth"):
+        manager = load(path)
+
+    assert_holds(manager, "sd15")
+    unread = [record.getMessage() for record in caplog.records if "stay unread" in record.getMessage()]
+    assert len(unread) == (what in UNREAD)
+    assert all(f"{len(UNREAD[what])} tensors stay unread: {min(UNREAD[what])}" in message for message in unread)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "unet."])
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+@pytest.mark.parametrize("name", ["sd15", "sd15-inpainting", "sdxl", "sdxl-refiner"])
+def test_a_separate_unet_loads_in_both_layouts(name: str, layout: str, prefix: str, tmp_path: Path) -> None:
+    part, module = next((part, module) for part, module in build(name) if part.family is unet.FAMILY)
+    state = {prefix + key: tensor for key, tensor in to_layout(module, unet.FAMILY.layout(layout), part.config).items()}
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "unet.safetensors")
+
+    (entry,) = load(tmp_path / "unet.safetensors")
+
+    assert (entry.found.layout.name, entry.found.prefix, entry.config) == (layout, prefix, part.config)
+    assert_same_weights(entry.module, module)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.diffusion_model.input_blocks.1.1.proj_in.bias",
+        "first_stage_model.decoder.mid.block_1.conv1.weight",
+        "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc2.weight",
+    ],
+)
+def test_a_weight_that_is_missing_is_named_with_its_file(key: str, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in state_of("sd15").items() if name != key}
+    save_file(state, tmp_path / "broken.safetensors")
+
+    with pytest.raises(StateDictMismatch) as caught:
+        load(tmp_path / "broken.safetensors")
+
+    assert str(tmp_path / "broken.safetensors") in str(caught.value)
+    assert key in str(caught.value)
+
+
+def test_a_network_that_nearly_is_one_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = "first_stage_model.decoder.conv_in.weight"
+    save_file({name: tensor for name, tensor in state_of("sd15").items() if name != key}, tmp_path / "a.safetensors")
+
+    manager = load(tmp_path / "a.safetensors")
+
+    assert_holds(manager, "sd15", without=("vae",))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        f"{tmp_path / 'a.safetensors'}: not loaded, because the file is damaged or incomplete: "
+        f"autoencoder_kl (layout 'ldm'): missing {key}"
+    ]

@@ -11,6 +11,7 @@ from diffsynth.errors import InvalidRequest, listed
 from diffsynth.pipelines.request import HIRES_SIZES
 
 if TYPE_CHECKING:
+    from diffsynth.core.loaded import LoadedModel
     from diffsynth.manager import ModelManager
 
 
@@ -55,7 +56,17 @@ def load_again(manager: ModelManager, recipe: dict[str, Any], dtype: str | None)
         files = [file["path"] for file in model["files"]]
         whole = len(files) == 1 or Path(model["path"]).is_dir() or model["path"] not in files
         kept = getattr(torch, dtype or model["dtype"])
-        manager.load_model(model["path"] if whole else files, kind=model["family"], torch_dtype=kept)
+        loaded = manager.load_model(model["path"] if whole else files, kind=model["family"], torch_dtype=kept)
+        for entry in loaded:
+            if not _took_part(entry, recipe["models"]):
+                family = [each for each in manager if each.family is entry.family]
+                manager.release(entry.family.name, family.index(entry))
+
+
+def _took_part(entry: LoadedModel[Any], models: list[dict[str, Any]]) -> bool:
+    """Whether a recipe names this very network of its file, which may hold others of the kind."""
+    known = (entry.family.name, str(entry.path.absolute()), entry.found.prefix)
+    return known in {(model["family"], model["path"], model.get("prefix", entry.found.prefix)) for model in models}
 
 
 def vocabulary_of(recipe: dict[str, Any], role: str) -> Path | None:

@@ -21,6 +21,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.again import compare_files, load_again, read_again, vocabulary_of
+from diffsynth.cli.networks import (
+    T5,
+    Clip,
+    Clip2,
+    Denoiser,
+    Inversions,
+    Prediction,
+    Refiner,
+    RefinerName,
+    Vae,
+    ZeroTerminalSnr,
+    chosen_networks,
+    inversions_named,
+    inversions_of,
+)
 from diffsynth.cli.options import Debug, Dtype, Kinds, Verbose, dtype_named, expanded
 from diffsynth.cli.pipelines import USUAL, Kind, all_settings, kind_named, kind_of
 from diffsynth.errors import Cancelled, InvalidRequest, printable
@@ -70,9 +85,16 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
     conventions: Annotated[str | None, typer.Option(help="diffsynth, diffusers, original, sgm or turbo.")] = None,
     beta_end: Annotated[float | None, typer.Option(help="Last beta of the noise schedule.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="epsilon or velocity; as the file says by default.")] = None,
-    zero_terminal_snr: Annotated[bool | None, typer.Option(help="Start in pure noise; as the file says.")] = None,
-    refiner: Annotated[bool, typer.Option("--refiner", help="Let the SDXL refiner among the files finish.")] = False,
+    denoiser: Denoiser = None,
+    clip: Clip = None,
+    clip_2: Clip2 = None,
+    t5: T5 = None,
+    vae: Vae = None,
+    refiner: Refiner = False,
+    refiner_name: RefinerName = None,
+    prediction: Prediction = None,
+    zero_terminal_snr: ZeroTerminalSnr = None,
+    textual_inversion: Inversions = None,
     clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, vocab.json, or its folder.")] = None,
     t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu; the best there is by default.")] = None,
@@ -100,13 +122,23 @@ def generate(
     call = {**recipe.get("settings", {}), **given}
     call.setdefault("seed", secrets.randbelow(2**32))
     paths = [*(model or []), *(files or [])]
-    kind = kind_named(recipe["pipeline"], like) if recipe else kind_of(expanded(paths, kinds)) if paths else USUAL
-    options = {"beta_end": beta_end, "refiner": refiner or recipe.get("refined") or None}
-    options["prediction"] = prediction or recipe.get("prediction")
+    named = chosen_networks({"denoiser": denoiser, "clip": clip, "clip_2": clip_2, "t5": t5, "vae": vae})
+    kind = (
+        kind_named(recipe["pipeline"], like)
+        if recipe
+        else kind_of(expanded(paths, kinds), named["denoiser"])
+        if paths
+        else USUAL
+    )
+    options: dict[str, Any] = {**named, "beta_end": beta_end, "prediction": prediction or recipe.get("prediction")}
+    options["refiner"] = chosen_networks({"": refiner_name})[""]
+    if refiner_name is None:
+        options["refiner"] = refiner or recipe.get("refined") or None
     options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr
     options |= {"clip_tokenizer": clip_tokenizer, "t5_tokenizer": t5_tokenizer}
-    kind.check_options(options)
-    requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, beta_end)
+    inversions = inversions_named(textual_inversion) if textual_inversion else inversions_of(recipe)
+    kind.check_options(options, inversions)
+    requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, options)
     outputs = [output]
     if len(requests) > 1:
         outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]
@@ -121,7 +153,7 @@ def generate(
     manager = _load(paths, recipe, device, dtype, kinds)
     for role in ("clip_tokenizer", "t5_tokenizer"):
         options[role] = options[role] or vocabulary_of(recipe, role)
-    pipe = kind.make(manager, conventions, options)
+    pipe = kind.make(manager, conventions, options, inversions)
     pipe.latent_scale = recipe.get("latent_scale", pipe.latent_scale)
     for start in range(0, len(requests), batch_size):
         part = requests[start : start + batch_size]
@@ -138,7 +170,7 @@ def _requests(
     count: int,
     settings: dict[str, Any],
     conventions: str,
-    beta_end: float | None,
+    options: dict[str, Any],
 ) -> list[ImageRequest]:
     """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
     from diffsynth.pipelines import hires
@@ -149,11 +181,12 @@ def _requests(
     chosen = kind.conventions(conventions)
     requests: list[ImageRequest] = make_requests(kind.request, prompts, count, {**settings})
     name = requests[0].scheduler or chosen.scheduler
+    beta_end, prediction = options["beta_end"], options["prediction"]
     scheduler = make_scheduler(
         chosen.samplers.get(name, name),
         beta_start=0.00085,  # any schedule does, unless one is asked for
         beta_end=0.018 if beta_end is None else beta_end,
-        prediction="velocity",
+        prediction=prediction or "velocity",
         spacing=requests[0].spacing,
     )
     steps = requests[0].num_inference_steps or chosen.num_inference_steps

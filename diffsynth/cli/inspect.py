@@ -47,7 +47,7 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
     from diffsynth.core.checkpoint import open_checkpoint
 
     row: dict[str, Any] = {"path": str(path), "bytes": None, "networks": [], "metadata": {}, "unclaimed": []}
-    row["error"] = None
+    row |= {"nearly": [], "error": None}
     try:
         checkpoint = open_checkpoint(path)
         row |= {"bytes": checkpoint.nbytes, "format": checkpoint.format, "tensors": len(checkpoint)}
@@ -56,6 +56,7 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
         identification = registry.identify(checkpoint, kind)
         row["networks"] = [_network(found, checkpoint) for found in identification.networks]
         row["unclaimed"] = list(identification.unclaimed)
+        row["nearly"] = list(identification.nearly)
         for found in identification.networks:
             _check(found, checkpoint)
         if verify and (bad := checkpoint.nonfinite()):
@@ -75,7 +76,7 @@ def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Return, for each pipeline that one of the networks is for, the networks that it still needs."""
     from diffsynth.pipelines.hunyuan_dit.parts import NEEDS
 
-    have = {network["family"] for row in rows for network in row["networks"]}
+    have = {network["family"] for row in rows for network in row["networks"] if not _is_kolors(network)}
     pipelines = {"HunyuanDiTImagePipeline": NEEDS, "SDImagePipeline or SDXLImagePipeline": UNET_NEEDS}
     shared = {*NEEDS} & {*UNET_NEEDS}  # says nothing about which of them is meant
     return {
@@ -83,6 +84,11 @@ def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         for name, families in pipelines.items()
         if have & {*families} - shared
     }
+
+
+def _is_kolors(network: dict[str, Any]) -> bool:
+    """Whether a network is a UNet that no pipeline draws with."""
+    return network["family"] == "unet" and bool(network["config"]["text_size"])
 
 
 def _check(found: Identified, checkpoint: Checkpoint) -> None:
@@ -135,6 +141,10 @@ def _show(row: dict[str, Any]) -> None:
             f"{network['parameters'] / 1e6:,.1f} M values"
         )
         print("    " + ", ".join(f"{name}={value}" for name, value in network["config"].items()))
+        if _is_kolors(network):
+            from diffsynth.pipelines.unet_parts import KOLORS
+
+            print(f"    {KOLORS[0].upper()}{KOLORS[1:]}")
         if network["left_out"]:
             print(f"    {network['left_out']} tensors of it are not needed and stay unread")
     for name, text in row["metadata"].items():
@@ -143,5 +153,7 @@ def _show(row: dict[str, Any]) -> None:
         print(f"  {line['count']:>5} x {printable(pattern, 120)} {tuple(line['shape'])}")
     if row["unclaimed"] and row["networks"]:
         print(f"  stays unread: {len(row['unclaimed'])} tensors: {listed(row['unclaimed'])}")
+    for text in row["nearly"]:
+        print(f"  damaged or incomplete: {text}")
     if row["error"]:
         print(f"  error: {row['error']}")

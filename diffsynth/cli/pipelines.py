@@ -40,23 +40,40 @@ class Kind:
     conventions: Callable[[str], Any]
     home: str
 
-    def make(self, manager: ModelManager, conventions: str, options: Mapping[str, Any]) -> Any:
+    def make(
+        self,
+        manager: ModelManager,
+        conventions: str,
+        options: Mapping[str, Any],
+        inversions: Sequence[tuple[Path, str | None]] = (),
+    ) -> Any:
         """Wire the pipeline; options that are None are left to it.
+
+        Args:
+            manager: has loaded the networks.
+            conventions: by name.
+            options: further arguments of ``from_model_manager``.
+            inversions: the file of each textual inversion, and the word to give it, if not its own.
 
         Raises:
             InvalidRequest: an option is not one of this pipeline, or networks do not fit.
             ModelNotLoaded: a network is missing.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        self.check_options(given)
-        return self._type.from_model_manager(manager, conventions, **given)
+        self.check_options(given, inversions)
+        pipe = self._type.from_model_manager(manager, conventions, **given)
+        for path, word in inversions:
+            pipe.load_textual_inversion(path, word)
+        return pipe
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def check_options(self, options: Mapping[str, Any], inversions: Sequence[object] = ()) -> None:
         """Raise InvalidRequest if an option that is not None is not one of this pipeline."""
         known = signature(self._type.from_model_manager).parameters
         for name, value in options.items():
             if value is not None and name not in known:
                 raise InvalidRequest(f"--{name.replace('_', '-')} is not an option of {self.pipeline}.")
+        if inversions and not hasattr(self._type, "load_textual_inversion"):
+            raise InvalidRequest(f"--textual-inversion is not an option of {self.pipeline}.")
 
     @property
     def _type(self) -> Any:
@@ -108,13 +125,14 @@ def kind_named(pipeline: str, source: object) -> Kind:
     raise InvalidRequest(f"{source} was drawn by {printable(pipeline)}; this command draws with {known}.")
 
 
-def kind_of(parts: Sequence[tuple[Path, str | None]]) -> Kind:
+def kind_of(parts: Sequence[tuple[Path, str | None]], denoiser: str | int | None = None) -> Kind:
     """Return the kind of pipeline that draws with the denoisers among some files, of which only headers are read.
 
     A file that cannot be read decides nothing; loading it tells what is wrong with it.
 
     Args:
         parts: each a file or a folder, with the kind of network that it is said to hold, or None.
+        denoiser: the name of the one that is meant, if there are several.
 
     Raises:
         InvalidRequest: there are denoisers of several pipelines.
@@ -125,15 +143,23 @@ def kind_of(parts: Sequence[tuple[Path, str | None]]) -> Kind:
 
     registry = Registry.collect(models)
     found: dict[str, Kind] = {}
+    meant: dict[str, Kind] = {}
     for path, name in parts:
         try:
-            networks = registry.identify(open_checkpoint(path), name).networks
+            checkpoint = open_checkpoint(path)
+            networks = registry.identify(checkpoint, name).networks
         except (DiffSynthError, OSError):
             continue
         for network in networks:
-            found |= {kind.pipeline: kind for kind in KINDS if kind.draws(network.family.name, network.config)}
+            draw = {kind.pipeline: kind for kind in KINDS if kind.draws(network.family.name, network.config)}
+            found |= draw
+            if isinstance(denoiser, str) and network.answers_to(denoiser, checkpoint.path):
+                meant |= draw
+    found = meant or found
     if len(found) > 1:
-        raise InvalidRequest(f"the files hold denoisers of several pipelines: {', '.join(found)}. Name those of one.")
+        raise InvalidRequest(
+            f"the files hold denoisers of several pipelines: {', '.join(found)}. Name the file of one with --denoiser."
+        )
     return next(iter(found.values()), USUAL)
 
 

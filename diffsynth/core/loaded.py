@@ -108,8 +108,7 @@ class LoadedModel(Generic[M]):
 
     def answers_to(self, variant: str) -> bool:
         """Whether a variant means this network: path, file name with or without ending, prefix, or its version."""
-        path, version = self.path, self.family.version(self.config)
-        return variant in (str(path), path.name, path.stem, path.parent.name, self.found.prefix.rstrip("."), version)
+        return self.found.answers_to(variant, self.path)
 
 
 def _resolved(checkpoint: Checkpoint) -> list[Path]:

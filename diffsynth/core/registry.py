@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +17,12 @@ from diffsynth.core.convert import Converter
 from diffsynth.core.family import Layout, ModelFamily
 from diffsynth.core.signature import Match
 from diffsynth.errors import AmbiguousCheckpoint, InvalidRequest, UnknownCheckpoint, listed, printable
+from diffsynth.types import Header
 
 logger = logging.getLogger(__name__)
+
+# Tensors beside the networks of a file that have this share of a signature are a damaged network, if there are so many.
+NEARLY, FEWEST = 0.75, 8
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,19 @@ class Identified:
             f", under {self.prefix!r})" if self.prefix else ")"
         )
 
+    def answers_to(self, variant: str, path: Path) -> bool:
+        """Whether a variant means this network of a file: its path, name with or without ending, prefix, or version."""
+        names = (path.name, path.stem, path.parent.name, self.prefix.rstrip("."), self.family.version(self.config))
+        return variant in (str(path), *names) or Path(variant).absolute() == path.absolute()
+
 
 @dataclass(frozen=True)
 class Identification:
-    """What a file holds: its networks, and the keys that none of them claims."""
+    """What a file holds: its networks, the keys that none of them claims, and what those nearly are."""
 
     networks: tuple[Identified, ...]
     unclaimed: tuple[str, ...]
+    nearly: tuple[str, ...] = ()
 
 
 class Registry:
@@ -95,7 +106,9 @@ class Registry:
         _refuse_double_claims(checkpoint, found)
         claimed = frozenset[str]().union(*(each.keys for each in found))
         found.sort(key=lambda each: each.prefix)
-        return Identification(tuple(found), tuple(key for key in checkpoint.header if key not in claimed))
+        unclaimed = {key: spec for key, spec in checkpoint.header.items() if key not in claimed}
+        nearly = _near_misses(unclaimed, families, NEARLY) if len(unclaimed) >= FEWEST else ()
+        return Identification(tuple(found), tuple(unclaimed), tuple(nearly[:1]))
 
     def _find(self, checkpoint: Checkpoint, family: ModelFamily) -> list[Identified]:
         """Return one network per prefix, in the first layout of the family that fits there."""
@@ -126,7 +139,7 @@ class Registry:
         shown = [f"{printable(key, 100)} {spec.shape}" for key, spec in list(header.items())[:5]]
         what = f"as {kind}" if kind else "as any known network"
         problem = [f"is not recognised {what}. It holds {len(header)} tensors: {', '.join(shown)}"]
-        problem += [f"  nearest: {line}" for line in _near_misses(checkpoint, families, least=0.0 if kind else 0.01)]
+        problem += [f"  nearest: {line}" for line in _near_misses(header, families, least=0.0 if kind else 0.01)]
         if any("lora" in key.lower() for key in header):
             problem.append("  its names are those of a LoRA, which changes a network and is none itself")
         known = ", ".join(sorted(family.name for family in self.families))
@@ -187,13 +200,13 @@ def _read_config(layout: Layout, match: Match) -> Any:
         raise ValueError(f"no key tells the size {printable(error.args[0])}") from error
 
 
-def _near_misses(checkpoint: Checkpoint, families: Sequence[ModelFamily], least: float) -> list[str]:
+def _near_misses(header: Header, families: Sequence[ModelFamily], least: float) -> list[str]:
     """Say of the two spellings that come closest what they lack, if they have at least this score."""
     tried: list[tuple[float, str]] = []
     for family in families:
         for layout in family.layouts:
-            prefixes = layout.signature.possible_prefixes(checkpoint.header)
-            best = max((layout.signature.measure(checkpoint.header, prefix) for prefix in prefixes), key=_score)
+            prefixes = layout.signature.possible_prefixes(header)
+            best = max((layout.signature.measure(header, prefix) for prefix in prefixes), key=_score)
             if best.score >= least:
                 tried.append((best.score, f"{family.name} (layout {layout.name!r}): {_difference(best, layout)}"))
     tried.sort(key=lambda each: -each[0])

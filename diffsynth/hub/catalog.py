@@ -29,8 +29,9 @@ class Line:
     Attributes:
         repositories: hub → the repository that has it there; none if it comes with the package.
         path: its name in the repository.
-        folder: where it goes, below the folder of downloaded models; sub-folders of ``path`` are kept.
+        folder: where it goes, below the folder of downloaded models; sub-folders of ``path`` are kept, unless ``flat``.
         loads: whether ``load_models`` wants it; vocabularies are found by the text encoders themselves.
+        flat: whether sub-folders of ``path`` are not kept.
         prefer: a suffix; where a folder has files that end so, weights in other formats are left out.
         revision: a branch, tag or commit; None is the newest.
     """
@@ -39,13 +40,18 @@ class Line:
     path: str
     folder: str
     loads: bool = True
+    flat: bool = False
     prefer: str = ""
     revision: str | None = None
 
     @property
     def place(self) -> str:
         """Where it goes, below the folder of downloaded models."""
-        return f"{self.folder}/{self.path}"
+        return f"{self.folder}/{self.inside(self.path)}"
+
+    def inside(self, path: str) -> str:
+        """Return where a file of the repository goes, below ``folder``."""
+        return path.rpartition("/")[2] if self.flat else path
 
     @property
     def is_pattern(self) -> bool:
@@ -123,12 +129,45 @@ def _bundled(name: str, about: str) -> CatalogModel:
     return CatalogModel(about, lines, bundled=True)
 
 
-V1_0 = {"ModelScope": "modelscope/HunyuanDiT", "HuggingFace": "Tencent-Hunyuan/HunyuanDiT"}
+def on_both(model_scope: str, hugging_face: str) -> Repositories:
+    """Return a repository that has a name of its own on each hub."""
+    return {"ModelScope": model_scope, "HuggingFace": hugging_face}
+
+
+def _whole(about: str, repositories: Repositories, path: str, folder: str) -> CatalogModel:
+    """A Stable Diffusion or SDXL in one file, with the vocabulary that its text encoders need."""
+    vocabulary = (Line(CLIP, name, f"{folder}/tokenizer", loads=False) for name in ("vocab.json", "merges.txt"))
+    return CatalogModel(about, (Line(repositories, path, folder), *vocabulary))
+
+
+def _controlnet(about: str, repositories: Repositories, path: str, folder: str, *annotators: str) -> CatalogModel:
+    """A ControlNet, with the networks that make its hints out of pictures."""
+    makers = (Line(ANNOTATORS, name, "Annotators", loads=False) for name in annotators)
+    return CatalogModel(about, (Line(repositories, path, folder), *makers))
+
+
+def _ip_adapter(about: str, inside: str, name: str, folder: str) -> CatalogModel:
+    """An adapter that takes pictures as prompts, with the encoder that reads them."""
+    return CatalogModel(
+        about,
+        (
+            Line(SD_IP_ADAPTER, f"{inside}/image_encoder/model{SAFE}", f"{folder}/image_encoder", flat=True),
+            Line(SD_IP_ADAPTER, f"{inside}/{name}", folder, flat=True),
+        ),
+    )
+
+
+V1_0 = on_both("modelscope/HunyuanDiT", "Tencent-Hunyuan/HunyuanDiT")
 V1_1 = same("Tencent-Hunyuan/HunyuanDiT-v1.1")
 V1_2 = same("Tencent-Hunyuan/HunyuanDiT-v1.2")
 LORA = same("Tencent-Hunyuan/HYDiT-LoRA")
 IP_ADAPTER = same("Tencent-Hunyuan/IP-Adapter")
-VAE_FIX = {"ModelScope": "AI-ModelScope/sdxl-vae-fp16-fix", "HuggingFace": "madebyollin/sdxl-vae-fp16-fix"}
+VAE_FIX = on_both("AI-ModelScope/sdxl-vae-fp16-fix", "madebyollin/sdxl-vae-fp16-fix")
+CLIP = on_both("AI-ModelScope/clip-vit-large-patch14", "openai/clip-vit-large-patch14")
+SD_CONTROLNET = on_both("AI-ModelScope/ControlNet-v1-1", "lllyasviel/ControlNet-v1-1")
+UNION_CONTROLNET = on_both("AI-ModelScope/controlnet-union-sdxl-1.0", "xinsir/controlnet-union-sdxl-1.0")
+ANNOTATORS = on_both("sd_lora/Annotators", "lllyasviel/Annotators")
+SD_IP_ADAPTER = on_both("AI-ModelScope/IP-Adapter", "h94/IP-Adapter")
 
 CATALOG: Mapping[str, CatalogModel] = MappingProxyType(
     {
@@ -190,6 +229,99 @@ CATALOG: Mapping[str, CatalogModel] = MappingProxyType(
         "HunyuanDiT-v1.1-Diffusers-Distilled": _diffusers("HunyuanDiT-v1.1-Diffusers-Distilled"),
         "HunyuanDiT-v1.2-Diffusers": _diffusers("HunyuanDiT-v1.2-Diffusers"),
         "HunyuanDiT-v1.2-Diffusers-Distilled": _diffusers("HunyuanDiT-v1.2-Diffusers-Distilled"),
+        "StableDiffusion_v15": _whole(
+            "Stable Diffusion 1.5",
+            on_both("AI-ModelScope/stable-diffusion-v1-5", "benjamin-paine/stable-diffusion-v1-5"),
+            f"v1-5-pruned-emaonly{SAFE}",
+            "stable_diffusion",
+        ),
+        "DreamShaper_8": _whole(
+            "Stable Diffusion 1.5, fine-tuned",
+            on_both("sd_lora/dreamshaper_8", "Yntec/Dreamshaper8"),
+            f"dreamshaper_8{SAFE}",
+            "stable_diffusion",
+        ),
+        "AingDiffusion_v12": _whole(
+            "Stable Diffusion 1.5, fine-tuned",
+            {"ModelScope": "sd_lora/aingdiffusion_v12"},
+            f"aingdiffusion_v12{SAFE}",
+            "stable_diffusion",
+        ),
+        "Flat2DAnimerge_v45Sharp": _whole(
+            "Stable Diffusion 1.5, fine-tuned",
+            {"ModelScope": "sd_lora/Flat-2D-Animerge"},
+            f"flat2DAnimerge_v45Sharp{SAFE}",
+            "stable_diffusion",
+        ),
+        "StableDiffusionXL_v1": _whole(
+            "SDXL, the base network",
+            on_both("AI-ModelScope/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-base-1.0"),
+            f"sd_xl_base_1.0{SAFE}",
+            "stable_diffusion_xl",
+        ),
+        "BluePencilXL_v200": _whole(
+            "SDXL, fine-tuned",
+            on_both("sd_lora/bluePencilXL_v200", "frankjoshua/bluePencilXL_v200"),
+            f"bluePencilXL_v200{SAFE}",
+            "stable_diffusion_xl",
+        ),
+        "StableDiffusionXL_Turbo": _whole(
+            "SDXL, for one to four steps",
+            on_both("AI-ModelScope/sdxl-turbo", "stabilityai/sdxl-turbo"),
+            f"sd_xl_turbo_1.0_fp16{SAFE}",
+            "stable_diffusion_xl_turbo",
+        ),
+        "TextualInversion_VeryBadImageNegative_v1.3": CatalogModel(
+            "a word for negative prompts of Stable Diffusion 1.5",
+            (
+                Line(
+                    on_both("sd_lora/verybadimagenegative_v1.3", "gemasai/verybadimagenegative_v1.3"),
+                    "verybadimagenegative_v1.3.pt",
+                    "textual_inversion",
+                ),
+            ),
+        ),
+        "SDXL_lora_zyd232_ChineseInkStyle_SDXL_v1_0": CatalogModel(
+            "LoRA for SDXL: ink painting",
+            (
+                Line(
+                    {"ModelScope": "sd_lora/zyd232_ChineseInkStyle_SDXL_v1_0"},
+                    f"zyd232_ChineseInkStyle_SDXL_v1_0{SAFE}",
+                    "lora",
+                ),
+            ),
+        ),
+        **{
+            f"ControlNet_{name}": _controlnet(
+                f"ControlNet for Stable Diffusion 1.5: {name.rpartition('_')[2]}",
+                SD_CONTROLNET,
+                f"control_{name}.pth",
+                "ControlNet",
+                *annotators,
+            )
+            for name, annotators in {
+                "v11f1p_sd15_depth": ("dpt_hybrid-midas-501f0c75.pt",),
+                "v11p_sd15_softedge": ("ControlNetHED.pth",),
+                "v11f1e_sd15_tile": (),
+                "v11p_sd15_lineart": ("sk_model.pth", "sk_model2.pth"),
+            }.items()
+        },
+        "ControlNet_union_sdxl_promax": _controlnet(
+            "ControlNet for SDXL: eight kinds of hints",
+            UNION_CONTROLNET,
+            f"diffusion_pytorch_model_promax{SAFE}",
+            "ControlNet/controlnet_union",
+            "dpt_hybrid-midas-501f0c75.pt",
+        ),
+        "IP-Adapter-SD": _ip_adapter(
+            "pictures as prompts of Stable Diffusion 1.5",
+            "models",
+            "ip-adapter_sd15.bin",
+            "IpAdapter/stable_diffusion",
+        ),
+        "IP-Adapter-SDXL": _ip_adapter(
+            "pictures as prompts of SDXL", "sdxl_models", "ip-adapter_sdxl.bin", "IpAdapter/stable_diffusion_xl"
+        ),
     }
 )
 

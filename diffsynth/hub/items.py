@@ -78,7 +78,7 @@ def item_at(line: Line, path: str, options: Options) -> Item:
     """
     repository = next(iter(line.repositories.values()))
     home = options.folder / line.folder
-    target = home.joinpath(*safe_parts(path, repository))
+    target = home / line.inside("/".join(safe_parts(path, repository)))
     if not target.parent.resolve().is_relative_to(home.resolve()):
         raise DownloadError(
             f"{target.parent} is a link that leads out of {home}, so nothing of {repository} is written there. "

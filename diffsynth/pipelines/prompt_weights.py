@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from diffsynth.errors import InvalidRequest, printable
 
+logger = logging.getLogger(__name__)
+
 _MARK = re.compile(r"\\[()\\]|[(]|:\s*([0-9]*\.?[0-9]+)\s*[)]|[)]")
+_NO_WEIGHT = re.compile(r"(?<!\\)[(][^()]{0,40}:\s*(?:[+-][0-9.]+|[0-9.]+e[+-]?[0-9]+|[+-]?(?:nan|inf))\s*[)]")
 HIGHEST = 10.0
 
 
@@ -29,6 +33,8 @@ def weighted_spans(prompt: str) -> list[Span]:
     Raises:
         InvalidRequest: a weight is above 10.
     """
+    for odd in _NO_WEIGHT.findall(prompt):
+        logger.warning("%s gives no weight, which is a number from 0 to %g; it is read as text", odd, HIGHEST)
     weights = _closing_weights(prompt)
     if not weights:
         return [Span(prompt)]
@@ -43,6 +49,10 @@ def weighted_spans(prompt: str) -> list[Span]:
             weight = 1.0
             for each in open_weights:
                 weight *= each
+            if weight > HIGHEST:
+                raise InvalidRequest(
+                    f"the brackets around {printable(text)} multiply to a weight of {weight:g}, above {HIGHEST:g}."
+                )
             _append(spans, Span(text, weight))
     return spans
 

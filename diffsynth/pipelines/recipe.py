@@ -66,14 +66,14 @@ class Source:
         return cls(model.family.name, model.path.absolute(), stamps, tuple(facts.items()))
 
     @classmethod
-    def of_file(cls, role: str, path: Path) -> Source:
-        """Describe a file that is not a checkpoint.
+    def of_file(cls, role: str, path: Path, **facts: str) -> Source:
+        """Describe a file that is no network; ``facts`` are more that is known.
 
         Raises:
             OSError: there is no such file.
         """
         path = path.absolute()
-        return cls(role, path, (FileStamp.of(path, path.stat()),))
+        return cls(role, path, (FileStamp.of(path, path.stat()),), tuple(facts.items()))
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, with the sha256 of every file that is still what it was, else null."""

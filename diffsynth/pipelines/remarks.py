@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from PIL.Image import Image
 
 from diffsynth.pipelines.codec import Tiled
 from diffsynth.pipelines.request import ImageRequest
@@ -40,6 +44,25 @@ def remark_no_guidance(request: ImageRequest, cfg_scale: float | None, *, rescal
         logger.warning("the negative prompt has no effect: %s", off)
     if request.guidance_rescale and not rescales:
         logger.warning("guidance_rescale has no effect: %s", off)
+
+
+def remark_idle(request: ImageRequest, names: Sequence[str], why: str) -> None:
+    """Tell which of some settings have no effect although they are not what is usual.
+
+    Args:
+        request: as it was given.
+        names: of the settings.
+        why: the reason, after "has no effect: ".
+    """
+    for name in names:
+        if getattr(request, name) != request.settings()[name].default:
+            logger.warning("%s has no effect: %s", name, why)
+
+
+def remark_mask(mask: Image | None) -> None:
+    """Tell when a mask has no white part, so that nothing is painted anew."""
+    if mask is not None and np.asarray(mask.convert("L")).max() < 128:
+        logger.warning("mask_image has no white part, so nothing of the input image is painted anew")
 
 
 def remark_tiles(request: Tiled) -> None:

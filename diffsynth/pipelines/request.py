@@ -179,3 +179,5 @@ def check_picture(name: str, value: object, *, latents: bool = False) -> None:
     """Raise InvalidRequest unless a value is None or a PIL image, or if need be latents."""
     if value is not None and not hasattr(value, "convert") and not (latents and hasattr(value, "latent_scale")):
         raise InvalidRequest(f"{name} must be a picture (PIL image), not {type(value).__name__}.")
+    if 0 in getattr(value, "size", ()):
+        raise InvalidRequest(f"{name} has no pixels.")

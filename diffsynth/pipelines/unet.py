@@ -27,7 +27,7 @@ from diffsynth.pipelines.inpaint import Inpainting
 from diffsynth.pipelines.latents import LatentPreview, Noise
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
-from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
+from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles
 from diffsynth.pipelines.unet_conventions import UNetConventions
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
 from diffsynth.pipelines.unet_request import LongPrompts, UNetRequest
@@ -84,7 +84,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         checkpoint = open_checkpoint(path)
         tensors = {key: checkpoint[key].clone() for key in checkpoint}
         word = learn_from(self.readers, tensors, Path(path), word)
-        self.inversions += (Source.of_file("textual_inversion", Path(path)),)
+        self.inversions += (Source.of_file("textual_inversion", Path(path), word=word),)
         return word
 
     @property
@@ -149,6 +149,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         if not self.conventions.guides(complete.cfg_scale):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
+        remark_mask(request.mask_image)
 
     @override
     def scheduler_for(self, request: R) -> Scheduler:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,32 @@ logger = logging.getLogger(__name__)
 
 Entry = LoadedModel[Any]
 Fits = Callable[[Entry], bool]
+
+
+@dataclass(frozen=True)
+class Need:
+    """A network that a pipeline cannot do without.
+
+    Args:
+        words: what it is.
+        kind: its class.
+        fits: whether a network has the right structure.
+        published: the files that hold it, for messages.
+    """
+
+    words: str
+    kind: type[nn.Module]
+    fits: Fits
+    published: str
+
+
 KINDS: Mapping[type[nn.Module], str] = {UNet: "unet", ClipText: "clip", AutoencoderKL: "autoencoder_kl"}
 # Keys that fine-tunes carry beside the network: it predicts the velocity; it was trained down to no signal at all.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+KOLORS = (
+    "a denoiser of Kolors reads the features of a ChatGLM text encoder, which diffsynth does not have, so no pipeline "
+    "draws with it. Load the files of SDXL or Stable Diffusion to draw."
+)
 
 
 def pick(
@@ -32,6 +56,7 @@ def pick(
     *,
     fits: Fits,
     wanted: str,
+    published: str,
     near: Entry | None = None,
 ) -> Entry:
     """Return the network that is named, else the only one that fits, else the only one of the same release.
@@ -42,6 +67,7 @@ def pick(
         variant: which one, by the name of its file or folder, or its index; None for the one that fits.
         fits: whether a network has the right structure.
         wanted: what is looked for, for messages.
+        published: the files that hold it, for messages.
         near: among several that fit, the one from this network's file, or from a folder beside its folder, is meant.
 
     Raises:
@@ -60,34 +86,55 @@ def pick(
     if len(found) > 1 and near is not None:
         found = [entry for entry in found if _release(entry) & _release(near)] or found
     if not found:
-        raise ModelNotLoaded(wanted, manager.names(), "Load its file with load_model(path).")
+        raise ModelNotLoaded(wanted, manager.names(), f"Published as {published}; load it with load_model(path).")
     if len(found) > 1:
         raise AmbiguousModel(wanted, [entry.label for entry in found])
     return found[0]
 
 
-def check_loaded(manager: ModelManager, pipeline: str, needs: Mapping[str, tuple[type[nn.Module], Fits]]) -> None:
+def check_loaded(manager: ModelManager, pipeline: str, needs: Sequence[Need]) -> None:
     """Name every network that is missing, at once.
 
     Args:
         manager: has loaded some.
         pipeline: its name, for the message.
-        needs: what is needed, in words → its kind and structure.
+        needs: what is needed.
 
     Raises:
         ModelNotLoaded: some are missing.
     """
     missing = [
-        f"{KINDS[kind]} ({words})"
-        for words, (kind, fits) in needs.items()
-        if not any(isinstance(entry.module, kind) and fits(entry) for entry in manager)
+        need for need in needs if not any(isinstance(entry.module, need.kind) and need.fits(entry) for entry in manager)
     ]
     if missing:
         raise ModelNotLoaded(
-            " and ".join(missing),
+            " and ".join(f"{KINDS[need.kind]} ({need.words})" for need in missing),
             manager.names(),
-            f"{pipeline} pipelines need {', '.join(needs)}; load the missing files with load_model(path).",
+            f"{pipeline} pipelines need {', '.join(need.words for need in needs)}. Published are: "
+            + "; ".join(f"{need.words} as {need.published}" for need in missing)
+            + ". Load the missing files with load_model(path).",
         )
+
+
+def is_kolors(config: Any) -> bool:
+    """Whether a UNet projects the features of another text encoder by itself, as that of Kolors does."""
+    return bool(config.text_size)
+
+
+def refuse_kolors(manager: ModelManager, denoiser: str | int | None) -> None:
+    """Say why nothing can be drawn if the denoiser that is named, or each one there is, is of Kolors.
+
+    Raises:
+        InvalidRequest: it is.
+    """
+    unets = [entry for entry in manager if isinstance(entry.module, UNet)]
+    meant = unets
+    if isinstance(denoiser, int):
+        meant = [unets[denoiser]] if -len(unets) <= denoiser < len(unets) else []
+    elif denoiser is not None:
+        meant = [entry for entry in unets if entry.answers_to(denoiser)]
+    if meant and all(is_kolors(entry.config) for entry in meant):
+        raise InvalidRequest(f"{meant[0].label}: {KOLORS}")
 
 
 def fitting_vae(denoiser: Entry) -> Fits:

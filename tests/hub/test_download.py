@@ -151,7 +151,7 @@ def test_every_entry_of_the_catalogue_can_be_fetched(hub: Hub, tmp_path: Path) -
                 hub.repositories.setdefault(repository, {})[name] = f"{repository}/{name}".encode()
 
     fetched = [name for name, model in CATALOG.items() if not model.bundled]
-    found = download_models(fetched, ["HuggingFace"], local_dir=tmp_path)
+    found = download_models(fetched, ["HuggingFace", "ModelScope"], local_dir=tmp_path)
 
     assert all(path.exists() for path in found)
     assert {path.name for path in tmp_path.iterdir()} >= {"HunyuanDiT", "HunyuanDiT-v1.2", "sdxl-vae-fp16-fix"}

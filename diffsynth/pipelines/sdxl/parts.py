@@ -11,9 +11,20 @@ from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.clip.model import ClipText
 from diffsynth.models.unet.model import UNet
 from diffsynth.pipelines.sdxl.request import REFINER_NUMBERS
-from diffsynth.pipelines.unet_parts import Entry, check_loaded, fitting_vae, pick
+from diffsynth.pipelines.unet_parts import Entry, Need, check_loaded, fitting_vae, is_kolors, pick, refuse_kolors
 
 BASE_NUMBERS = 6
+WHOLE = "in whole files such as sd_xl_base_1.0.safetensors (StableDiffusionXL_v1 of the catalogue)"
+DENOISER = f"unet/diffusion_pytorch_model.safetensors of a Diffusers folder, and {WHOLE}"
+TEXT = f"text_encoder/model.safetensors of a Diffusers folder, and {WHOLE}"
+TEXT_2 = f"text_encoder_2/model.safetensors of a Diffusers folder, and {WHOLE}"
+VAE = f"vae/diffusion_pytorch_model.safetensors of a Diffusers folder, and {WHOLE}"
+REFINER = "sd_xl_refiner_1.0.safetensors, and unet/ of the refiner's Diffusers folder"
+NEEDS = (
+    Need("a denoiser with pooled prompts", UNet, lambda entry: _is_xl(entry), DENOISER),
+    Need("a text encoder with a projection", ClipText, lambda entry: _has_projection(entry), TEXT_2),
+    Need("an autoencoder", AutoencoderKL, lambda entry: True, VAE),
+)
 
 
 def numbers_of(config: Any, pooled_size: int) -> int:
@@ -55,15 +66,8 @@ def find_parts(
         AmbiguousModel: several fit.
         InvalidRequest: networks do not fit each other.
     """
-    check_loaded(
-        manager,
-        "SDXL",
-        {
-            "a denoiser with pooled prompts": (UNet, _is_xl),
-            "a text encoder with a projection": (ClipText, _has_projection),
-            "an autoencoder": (AutoencoderKL, lambda entry: True),
-        },
-    )
+    refuse_kolors(manager, denoiser)
+    check_loaded(manager, "SDXL", NEEDS)
     unet = _denoiser(manager, denoiser)
     text_2 = pick(
         manager,
@@ -71,9 +75,12 @@ def find_parts(
         clip_2,
         fits=lambda entry: _has_projection(entry) and bool(_numbers(unet, entry)),
         wanted="a text encoder with a projection that fits the denoiser",
+        published=TEXT_2,
         near=unet,
     )
-    autoencoder = pick(manager, AutoencoderKL, vae, fits=fitting_vae(unet), wanted="a fitting autoencoder", near=unet)
+    autoencoder = pick(
+        manager, AutoencoderKL, vae, fits=fitting_vae(unet), wanted="a fitting autoencoder", published=VAE, near=unet
+    )
     left = unet.config.context_size - text_2.config.hidden_size
     if left < 0:
         raise InvalidRequest(f"{text_2.label} does not fit {unet.label}: its features are too wide.")
@@ -87,6 +94,7 @@ def find_parts(
         clip,
         fits=lambda entry: bool(entry.config.hidden_size == left and not entry.config.projection_size),
         wanted=f"a text encoder of width {left}",
+        published=TEXT,
         near=unet,
     )
     second = None
@@ -97,6 +105,7 @@ def find_parts(
             None if refiner is True else refiner,
             fits=lambda entry: _is_refiner_for(entry, text_2),
             wanted="a refiner that fits the text encoder",
+            published=REFINER,
         )
     return Parts(unet, text, text_2, autoencoder, second)
 
@@ -110,11 +119,11 @@ def _denoiser(manager: ModelManager, variant: str | int | None) -> Entry:
 
     base = any(isinstance(entry.module, UNet) and is_base(entry) for entry in manager)
     fits = is_base if base and variant is None else _is_xl
-    return pick(manager, UNet, variant, fits=fits, wanted="a denoiser of SDXL")
+    return pick(manager, UNet, variant, fits=fits, wanted="a denoiser of SDXL", published=DENOISER)
 
 
 def _is_xl(entry: Entry) -> bool:
-    return bool(entry.config.label_size) and not entry.config.text_size
+    return bool(entry.config.label_size) and not is_kolors(entry.config)
 
 
 def _has_projection(entry: Entry) -> bool:

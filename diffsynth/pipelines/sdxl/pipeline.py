@@ -12,6 +12,7 @@ from typing_extensions import Self, override
 from diffsynth.manager import ModelManager
 from diffsynth.models.unet.model import UNet
 from diffsynth.pipelines.clip_prompt import BANG, ClipReader, tokenizer_for
+from diffsynth.pipelines.remarks import remark_idle
 from diffsynth.pipelines.sdxl.conventions import CONVENTIONS
 from diffsynth.pipelines.sdxl.parts import find_parts, numbers_of
 from diffsynth.pipelines.sdxl.request import SDXLRequest
@@ -22,6 +23,9 @@ from diffsynth.pipelines.unet_predict import Row
 from diffsynth.schedulers.betas import TRAIN_TIMESTEPS
 
 LATENT_SCALE = 0.13025  # no file tells it
+TARGETS = ("target_size", "negative_target_size")
+SCORES = ("aesthetic_score", "negative_aesthetic_score")
+NEGATIVE = ("negative_original_size", "negative_crop", "negative_target_size", "negative_aesthetic_score")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,6 +112,20 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
     @override
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "refined": self.refiner is not None}
+
+    @override
+    def remark(self, request: SDXLRequest, complete: SDXLRequest) -> None:
+        super().remark(request, complete)
+        refines = len(self.readers) == 1
+        if refines:
+            remark_idle(request, (*TARGETS, "clip_skip"), "a refiner that draws alone is not told of it")
+        if self.refiner is None:
+            remark_idle(request, ("refiner_start",), "the pipeline has no refiner beside the base network")
+            if not refines:
+                remark_idle(request, SCORES, "only a refiner is told of it")
+        assert complete.cfg_scale is not None
+        if not self.conventions.guides(complete.cfg_scale):
+            remark_idle(request, NEGATIVE, f"cfg_scale {complete.cfg_scale} turns guidance off")
 
     @override
     def denoisers(self, request: SDXLRequest) -> tuple[tuple[UNet, float], ...]:

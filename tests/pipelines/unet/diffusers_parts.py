@@ -126,22 +126,27 @@ def make_rescaled(name: str) -> Any:
     raise ValueError(name)
 
 
-def make_scheduler(name: str) -> Any:
+def make_scheduler(name: str, prediction: str) -> Any:
     """Return a sampler with the settings that the releases came with."""
     import diffusers
 
+    common = {**BETAS, "prediction_type": {"epsilon": "epsilon", "velocity": "v_prediction"}[prediction]}
     leading = {"timestep_spacing": "leading", "steps_offset": 1}
     match name:
         case "pndm":
-            return diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, **leading)
+            return diffusers.PNDMScheduler(**common, skip_prk_steps=True, set_alpha_to_one=False, **leading)
         case "ddim":
-            return diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, **leading)
+            return diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False, **leading)
         case "euler":
-            return diffusers.EulerDiscreteScheduler(**BETAS, **leading)
+            return diffusers.EulerDiscreteScheduler(**common, **leading)
         case "euler_a":
-            return diffusers.EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+            return diffusers.EulerAncestralDiscreteScheduler(**common, timestep_spacing="trailing")
         case "dpm++2m":
-            return diffusers.DPMSolverMultistepScheduler(**BETAS)
+            return diffusers.DPMSolverMultistepScheduler(**common)
+        case "dpm++2m_sde":
+            return diffusers.DPMSolverMultistepScheduler(**common, algorithm_type="sde-dpmsolver++")
+        case "unipc":
+            return diffusers.UniPCMultistepScheduler(**common)
     raise ValueError(name)
 
 
@@ -153,7 +158,7 @@ def make_pipeline(ours: Pipeline, kind: str, scheduler: str, *, denoiser: UNet |
     parts: dict[str, Any] = {
         "unet": make_unet(denoiser or ours.denoiser),
         "vae": make_vae(ours.vae, scale),
-        "scheduler": make_rescaled(scheduler) if ours.zero_terminal_snr else make_scheduler(scheduler),
+        "scheduler": make_rescaled(scheduler) if ours.zero_terminal_snr else make_scheduler(scheduler, ours.prediction),
     }
     home = ours.readers[0].tokenizer.source.parent
     if "XL" in kind:

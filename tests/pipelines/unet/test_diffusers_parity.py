@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -54,6 +55,58 @@ def test_an_image_of_stable_diffusion_is_that_of_diffusers(
 
     whole = {**case, **({"height": 64, "width": 104} if "height" in case else {})}
     assert_same(latents, theirs(make_pipeline(pipe, "StableDiffusionPipeline", scheduler), PROMPT, **whole))
+
+
+RELEASES: dict[str, tuple[type[Any], str]] = {
+    "sd15": (SDImagePipeline, "StableDiffusionPipeline"),
+    "sdxl": (SDXLImagePipeline, "StableDiffusionXLPipeline"),
+}
+SPACING = {"unipc": "linspace", "euler_a": "trailing"}  # where ours has another by default than theirs
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler_a", "dpm++2m_sde"])
+@pytest.mark.parametrize("steps", [3, 16])
+@pytest.mark.parametrize("name", RELEASES)
+def test_other_samplers_draw_as_those_of_diffusers_with_equal_noise(
+    release: Release, name: str, steps: int, scheduler: str
+) -> None:
+    ours, other = RELEASES[name]
+    pipe = load([release(name)], ours)
+    case: dict[str, Any] = {"num_inference_steps": steps, "negative_prompt": OTHER, "cfg_scale": 3.0}
+
+    _, latents = draw(pipe, PROMPT, scheduler=scheduler, spacing=SPACING.get(scheduler), **case)
+
+    assert_same(latents, theirs(make_pipeline(pipe, other, scheduler), PROMPT, **case))
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++2m", "dpm++2m_sde", "unipc", "euler_a", "ddim"])
+@pytest.mark.parametrize("name", RELEASES)
+def test_networks_that_predict_velocity_draw_as_those_of_diffusers(release: Release, name: str, scheduler: str) -> None:
+    ours, other = RELEASES[name]
+    pipe = load([release(name)], ours, prediction="velocity")
+    case: dict[str, Any] = {"num_inference_steps": 5, "cfg_scale": 3.0}
+
+    _, latents = draw(pipe, PROMPT, scheduler=scheduler, spacing=SPACING.get(scheduler), **case)
+
+    assert float(latents.abs().max()) < 32  # so that the bound is absolute
+    assert_same(latents, theirs(make_pipeline(pipe, other, scheduler), PROMPT, **case))
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_pixels_are_those_of_diffusers(release: Release, name: str) -> None:
+    ours, other = RELEASES[name]
+    pipe = load([release(name)], ours)
+    called = {**SMALL, "guidance_scale": 3.0, "generator": generator(SMALL["seed"]), "output_type": "pt"}
+    called.pop("seed")
+
+    image, latents = draw(pipe, PROMPT, scheduler="ddim", cfg_scale=3.0)
+    with torch.no_grad():
+        pixels = (pipe.vae.decode(latents / pipe.latent_scale) / 2 + 0.5).clamp(0, 1)
+
+    expected = make_pipeline(pipe, other, "ddim")(PROMPT, **called).images
+    torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=0)
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert ((values - 255 * expected[0]).abs() < 0.5 + 0.03).all()  # rounded to the nearest
 
 
 def test_clip_skip_counts_from_one_and_spares_the_negative_prompt(release: Release) -> None:

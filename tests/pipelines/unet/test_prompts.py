@@ -48,6 +48,23 @@ def test_a_weight_beyond_reason_is_refused() -> None:
         weighted_spans("a (cat:12)")
 
 
+def test_weights_that_multiply_beyond_reason_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="brackets around cat multiply to a weight of 16, above 10"):
+        weighted_spans("((cat:4):4)")
+
+
+@pytest.mark.parametrize("prompt", ["(a:nan)", "(a:-1)", "(a:1e5)", "(a: inf)"])
+def test_what_looks_like_a_weight_and_is_none_is_told_of(prompt: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert weighted_spans(f"b {prompt}") == [Span(f"b {prompt}")]
+    assert f"{prompt} gives no weight" in caplog.text
+
+
+@pytest.mark.parametrize("prompt", ["((a))", "(a", "a)", ")(", "((a)", "(16:nine)", r"\(a:nan)", "(:)"])
+def test_brackets_without_a_number_are_text(prompt: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert "".join(span.text for span in weighted_spans(prompt)) == prompt
+    assert caplog.text == ""
+
+
 def test_a_weight_changes_its_words_and_those_of_one_change_nothing(reader: ClipReader) -> None:
     plain = reader(PROMPT, clip_skip=1, long_prompts="cut").hidden
     one = reader("a photo of a (cat:1.0)", clip_skip=1, long_prompts="cut").hidden

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffsynth import ModelManager, SDImagePipeline, SDXLImagePipeline
+from diffsynth.cli import run
+from diffsynth.core.saving import save_network
 from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded
-from examples.random_stable_diffusion import write_diffusers_folder
+from diffsynth.models import unet
+from examples.random_stable_diffusion import XL, write_diffusers_folder
 
 from .conftest import Release
 from .toy import PROMPT, draw, load, write_release
@@ -79,6 +84,84 @@ def test_a_base_network_needs_the_first_encoder_too(release: Release) -> None:
 
     with pytest.raises(ModelNotLoaded, match="a text encoder of width 64"):
         SDXLImagePipeline.from_model_manager(manager)
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        (
+            "cond_stage_model.",
+            r"clip \(a text encoder\); loaded are.* a text encoder as text_encoder/model.safetensors of a Diffusers "
+            r"folder, and in whole files such as v1-5-pruned-emaonly.safetensors \(StableDiffusion_v15",
+        ),
+        ("first_stage_model.", r"autoencoder_kl \(an autoencoder\).* as vae/diffusion_pytorch_model.safetensors"),
+        ("model.diffusion_model.", r"unet \(a denoiser without pooled.* as unet/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_what_a_single_file_lacks_is_named_with_the_files_that_have_it(
+    release: Release, tmp_path: Path, without: str, message: str
+) -> None:
+    state = {key: value for key, value in load_file(release("sd15")).items() if not key.startswith(without)}
+    save_file(state, tmp_path / "pruned.safetensors")
+
+    with pytest.raises(ModelNotLoaded, match=message):
+        SDImagePipeline.from_model_manager(manager_of([tmp_path / "pruned.safetensors"]))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (
+            "conditioner.embedders.0.transformer",
+            r"a text encoder of width 64.*text_encoder/model.safetensors.*sd_xl_base",
+        ),
+        ("conditioner.embedders.1.model", r"clip \(a text encoder with a projection\).*text_encoder_2/model"),
+    ],
+)
+def test_what_sdxl_lacks_is_named_with_the_files_that_have_it(release: Release, prefix: str, message: str) -> None:
+    manager = manager_of([release("sdxl")])
+    manager.release("clip", prefix)
+
+    with pytest.raises(ModelNotLoaded, match=message):
+        SDXLImagePipeline.from_model_manager(manager)
+
+
+def test_a_refiner_that_is_not_loaded_is_named(release: Release) -> None:
+    with pytest.raises(ModelNotLoaded, match=r"a refiner that fits.*sd_xl_refiner_1.0.safetensors"):
+        SDXLImagePipeline.from_model_manager(manager_of([release("sdxl")]), refiner=True)
+
+
+@pytest.fixture(scope="module")
+def kolors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small denoiser of the shape of Kolors'."""
+    config = replace(XL, text_size=72)
+    path = tmp_path_factory.mktemp("kolors") / "kolors.safetensors"
+    return save_network(unet.FAMILY.build(config), unet.FAMILY, config, path, "diffusers")
+
+
+@pytest.mark.parametrize("kind", [SDImagePipeline, SDXLImagePipeline])
+def test_a_denoiser_of_kolors_is_refused_in_one_sentence(release: Release, kolors: Path, kind: type[Any]) -> None:
+    alone, beside = manager_of([kolors]), manager_of([release("sdxl"), kolors])
+
+    for manager, name in ((alone, None), (beside, "kolors"), (beside, 1), (alone, -1)):
+        with pytest.raises(
+            InvalidRequest, match=r"unet from .*kolors.safetensors: a denoiser of Kolors reads .*ChatGLM"
+        ):
+            kind.from_model_manager(manager, denoiser=name)
+
+
+def test_a_denoiser_of_kolors_is_in_the_way_of_nothing(release: Release, kolors: Path) -> None:
+    pipe = SDXLImagePipeline.from_model_manager(manager_of([kolors, release("sdxl")]))
+
+    assert {entry.path.stem for entry in pipe.models} == {"sdxl"}
+
+
+def test_inspect_names_kolors(kolors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(kolors)]) == 0
+
+    out = capsys.readouterr().out
+    assert "A denoiser of Kolors reads the features of a ChatGLM text encoder" in out
+    assert "still needs" not in out
 
 
 def test_a_named_network_that_does_not_fit_is_refused(release: Release) -> None:

@@ -57,7 +57,14 @@ def draw(pipe: Pipeline, prompt: str | list[str], **settings: Any) -> tuple[Any,
 
 
 def assert_same(found: Tensor, expected: Tensor, *, tolerance: float = 1e-4) -> None:
-    """Fail if latents differ by more than 1e-4 of their largest value, which an untrained network may drive far up."""
+    """Fail if latents differ by more than the tolerance.
+
+    Noise at the noisiest level is 14.6 times as large as the data, and an untrained network that predicts epsilon
+    takes none of it away. Latents then end at 50 and more, where neighbouring float32 numbers are 4e-6 apart, so
+    that a tenth of the tolerance times the largest value is allowed there. The same samplers are held to the
+    tolerance itself with velocity predictions.
+    """
     assert found.shape == expected.shape
     assert found.std() > 0.05
-    assert float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0)) < tolerance
+    largest = float(expected.abs().max())
+    assert float((found - expected).abs().max()) < (tolerance if largest < 32 else tolerance / 10 * largest)
