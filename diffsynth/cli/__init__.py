@@ -17,6 +17,7 @@ import typer
 
 from diffsynth.cli import download, env, generate, inspect, listing, merge, train
 from diffsynth.cli.options import State, print_anything
+from diffsynth.cli.stopping import INTERRUPTED, TERMINATED
 from diffsynth.errors import Cancelled, DiffSynthError
 
 app = typer.Typer(
@@ -27,7 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,8 +57,8 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             code = command(*args, **kwargs) or 0
-        except (KeyboardInterrupt, Cancelled):
-            code = _failed("stopped; no unfinished file was left behind.", INTERRUPTED)
+        except (KeyboardInterrupt, Cancelled) as asked:
+            code = _failed("stopped; no unfinished file was left behind.", getattr(asked, "exit_code", INTERRUPTED))
         except _Terminated:
             code = _failed("terminated; no unfinished file was left behind.", TERMINATED)
         except (DiffSynthError, OSError) as error:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import stat
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,13 +35,13 @@ from diffsynth.cli.networks import (
 )
 from diffsynth.cli.options import Debug, Dtype, Kinds, Verbose, dtype_named, expanded
 from diffsynth.cli.pipelines import USUAL, Kind, all_settings, kind_named, kind_of
-from diffsynth.errors import Cancelled, InvalidRequest, printable
+from diffsynth.cli.stopping import stopping
+from diffsynth.errors import InvalidRequest, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from diffsynth.manager import ModelManager
-    from diffsynth.pipelines.denoise import StepReport
     from diffsynth.pipelines.request import ImageRequest
 
 OUTPUTS = (".png", ".safetensors")
@@ -155,13 +152,13 @@ def generate(
         options[role] = options[role] or vocabulary_of(recipe, role)
     pipe = kind.make(manager, conventions, options, inversions)
     pipe.latent_scale = recipe.get("latent_scale", pipe.latent_scale)
-    for start in range(0, len(requests), batch_size):
-        part = requests[start : start + batch_size]
-        call["seed"] = [request.seed for request in part]
-        with _stopping() as callback:
+    with stopping() as callback:
+        for start in range(0, len(requests), batch_size):
+            part = requests[start : start + batch_size]
+            call["seed"] = [request.seed for request in part]
             images = pipe([request.prompt for request in part], batch_size=batch_size, callback=callback, **call)
-        for path, image in zip(outputs[start : start + batch_size], images, strict=True):
-            print(f"{save(image, path)}  {_summary(image)}")
+            for path, image in zip(outputs[start : start + batch_size], images, strict=True):
+                print(f"{save(image, path)}  {_summary(image)}")
 
 
 def _requests(
@@ -287,28 +284,3 @@ def _load(
             manager.load_model(path, kind=kind)
     compare_files(manager, recipe)
     return manager
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[StepReport], None]]:
-    """Let Ctrl-C stop the drawing after the current step; a second one stops at once."""
-    asked = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
-
-    def callback(report: StepReport) -> None:
-        if asked:
-            raise Cancelled(f"stopped after step {report.step} of {report.steps}")
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield callback
-        if asked:
-            raise Cancelled("stopped")
-    finally:
-        signal.signal(signal.SIGINT, before)

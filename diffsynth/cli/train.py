@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diffsynth.cli.options import Debug, Verbose
-from diffsynth.errors import Cancelled
+from diffsynth.cli.stopping import stopping
 
 if TYPE_CHECKING:
     from diffsynth.training.loop import StepReport
@@ -39,39 +36,29 @@ def train(
 
     sys.path.insert(0, str(Path.cwd()))  # for data that the config names as module:function
     settings = read_config(config)
-    with _stopping(steps) as on_step:
+    told = _printing(steps)
+
+    def on_step(report: StepReport) -> None:
+        told(report)
+        check(report)
+
+    with stopping() as check:
         final = train(settings, folder=folder, steps=steps, resume=resume, on_step=on_step)
     print(final)
 
 
-@contextmanager
-def _stopping(until: int | None) -> Iterator[Callable[[StepReport], None]]:
-    """Report progress, and let the first Ctrl-C or request to terminate stop after the current step."""
-    asked = False
+def _printing(until: int | None) -> Callable[[StepReport], None]:
+    """Return a function that prints a line for a step, though not for each."""
     last = 0.0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print("stopping after this step; once more stops at once", file=sys.stderr)
 
     def on_step(report: StepReport) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last > SECONDS_BETWEEN_LINES or report.step == (until or report.steps) or asked:
+        if now - last > SECONDS_BETWEEN_LINES or report.step == (until or report.steps):
             last = now
             print(_line(report), flush=True)
-        if asked:
-            raise Cancelled(f"stopped after step {report.step} of {report.steps}")
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield on_step
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return on_step
 
 
 def _line(report: StepReport) -> str:

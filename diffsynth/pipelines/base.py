@@ -7,14 +7,12 @@ import gc
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import Parameter, signature
 from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.core.placement import free_memory
@@ -25,6 +23,7 @@ from diffsynth.pipelines.codec import THROUGH_PIXELS, ImageCodec, Tiles
 from diffsynth.pipelines.denoise import StepReport
 from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.latents import seed_from
+from diffsynth.pipelines.monitor import Monitor, terminal_bar
 from diffsynth.pipelines.recipe import Recipe, Source, attach, drawn_with
 from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
 from diffsynth.schedulers.base import Scheduler
@@ -33,39 +32,6 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=ImageRequest)
 OutputType: TypeAlias = Literal["pil", "latent"]
-
-
-@dataclass(frozen=True)
-class Monitor:
-    """Who is told about the progress of a drawing.
-
-    Args:
-        progress: wraps the timesteps, as tqdm does.
-        bar: an object with ``progress(fraction)``, as Streamlit has them.
-        callback: told after each step; what it raises stops the drawing.
-        stage: which of the stages is drawn, from 1.
-        stages: how many there are; two if an image is drawn over in a larger size.
-    """
-
-    progress: Callable[[Iterable[float]], Iterable[float]]
-    bar: Any = None
-    callback: Callable[[StepReport], None] | None = None
-    stage: int = 1
-    stages: int = 1
-
-    def on_step(
-        self, timesteps: Sequence[float], preview: Callable[[Tensor], list[Image.Image]]
-    ) -> Callable[[int, Tensor], None]:
-        """Return the function that the denoising loop calls after each step."""
-
-        def report(step: int, latents: Tensor) -> None:
-            if self.bar is not None:
-                self.bar.progress((self.stage - 1 + (step + 1) / len(timesteps)) / self.stages)
-            if self.callback is not None:
-                known = StepReport(step + 1, len(timesteps), timesteps[step], latents, lambda: preview(latents))
-                self.callback(replace(known, stage=self.stage, stages=self.stages))
-
-        return report
 
 
 class ImagePipeline(ABC, Generic[R]):
@@ -128,7 +94,7 @@ class ImagePipeline(ABC, Generic[R]):
         known = tuple(name for name in self.request_type.settings() if name != "prompt")
         named = resolve_names(settings, known, CALL_ARGUMENTS)
         requests = make_requests(self.request_type, prompt, num_images_per_prompt, named)
-        monitor = Monitor(progress_bar_cmd or _terminal_bar, progress_bar_st, callback)
+        monitor = Monitor(progress_bar_cmd or terminal_bar, progress_bar_st, callback)
         finished = self.complete(requests[0])
         self.remark(requests[0], finished)
         hires.remark_size(requests[0], finished)
@@ -161,7 +127,7 @@ class ImagePipeline(ABC, Generic[R]):
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
         hires.check(chosen[0], self.scheduler_for(chosen[0]))
-        latents = self._draw_stages(chosen, monitor or Monitor(_terminal_bar))
+        latents = self._draw_stages(chosen, monitor or Monitor(terminal_bar))
         images = self._hand_out(latents, chosen[0], output_type)
         for model in self.models:  # a file that was written to meanwhile has spoilt the images
             model.check_unchanged()
@@ -306,9 +272,3 @@ def _showing_settings(request_type: type[ImageRequest]) -> Callable[..., Any]:
 def _shared(request: ImageRequest) -> ImageRequest:
     """Return the part of a request that all images drawn together have in common."""
     return replace(request, prompt="", negative_prompt="", seed=0)
-
-
-def _terminal_bar(timesteps: Iterable[float]) -> Iterable[float]:
-    """Show a progress bar, unless standard error is not a terminal."""
-    bar: Iterable[float] = tqdm(timesteps, disable=None, leave=False)
-    return bar

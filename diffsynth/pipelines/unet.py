@@ -18,13 +18,14 @@ from diffsynth.core.loaded import LoadedModel
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.clip.model import ClipFeatures
 from diffsynth.models.unet.model import UNet
-from diffsynth.pipelines.base import ImagePipeline, Monitor
+from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.clip_prompt import ClipReader, learn_from
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance
 from diffsynth.pipelines.inpaint import Inpainting
 from diffsynth.pipelines.latents import LatentPreview, Noise
+from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles

@@ -11,8 +11,8 @@ from PIL import Image
 
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.errors import InvalidRequest
-from diffsynth.pipelines.base import Monitor
 from diffsynth.pipelines.latents import Noise, seed_from
+from diffsynth.pipelines.monitor import Monitor
 
 from .conftest import Load
 from .toy import OTHER_PROMPT, PROMPT, largest_difference, load_toy, quiet, request

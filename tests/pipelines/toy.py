@@ -17,9 +17,9 @@ from diffsynth import HunyuanDiTImagePipeline, ModelManager
 from diffsynth.core.saving import to_layout
 from diffsynth.models import bert_clip, hunyuan_dit, mt5
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
-from diffsynth.pipelines.base import Monitor
 from diffsynth.pipelines.denoise import StepReport
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from diffsynth.pipelines.monitor import Monitor
 from examples.random_models import write_models
 
 PROMPT = "一只熊猫，蓝色背景"

@@ -21,7 +21,7 @@ from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import build_rope
 from diffsynth.models.hunyuan_dit.tiled import TokenTiling
 from diffsynth.models.mt5.model import MT5Encoder
-from diffsynth.pipelines.base import ImagePipeline, Monitor
+from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import Predict, denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance, Region
@@ -30,6 +30,7 @@ from diffsynth.pipelines.hunyuan_dit.parts import check_fit, check_loaded
 from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip_tokenizer_for, t5_tokenizer_for
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
+from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
