@@ -69,6 +69,11 @@ class UNetImagePipeline(ImagePipeline[R]):
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
+    @override
+    def __post_init__(self) -> None:
+        self.scheduler_for(self.request_type(prompt=""))  # raises for a prediction or a schedule that cannot be drawn
+        super().__post_init__()
+
     def load_textual_inversion(self, path: str | PathLike[str], word: str | None = None) -> str:
         """Learn a word from a file of embeddings.
 
@@ -81,7 +86,9 @@ class UNetImagePipeline(ImagePipeline[R]):
 
         Raises:
             CheckpointError: the file cannot be used; the message says why.
+            InvalidRequest: the pipeline was released.
         """
+        self._check_not_released()
         checkpoint = open_checkpoint(path)
         tensors = {key: checkpoint[key].clone() for key in checkpoint}
         word = learn_from(self.readers, tensors, Path(path), word)
