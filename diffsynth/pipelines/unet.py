@@ -71,7 +71,8 @@ class UNetImagePipeline(ImagePipeline[R]):
 
     @override
     def __post_init__(self) -> None:
-        self.scheduler_for(self.request_type(prompt=""))  # raises for a prediction or a schedule that cannot be drawn
+        usual: Any = self.request_type(prompt="")
+        self.scheduler_for(usual)  # raises for a prediction or a schedule that cannot be drawn
         super().__post_init__()
 
     def load_textual_inversion(self, path: str | PathLike[str], word: str | None = None) -> str:

@@ -227,7 +227,7 @@ def test_an_unknown_prediction_is_refused_when_the_pipeline_is_made(release: Rel
 
 def test_a_refiner_that_predicts_something_else_is_refused_unless_it_is_said(release: Release, tmp_path: Path) -> None:
     paths = [write_release(tmp_path, "sdxl", v_pred=torch.tensor([])), release("sdxl-refiner")]
-    names = {"clip_2": "sdxl", "vae": "sdxl", "refiner": True}
+    names: dict[str, Any] = {"clip_2": "sdxl", "vae": "sdxl", "refiner": True}
 
     with pytest.raises(InvalidRequest, match=r"sdxl\.safetensors.* is marked v_pred, .*refiner.* is not"):
         load(paths, SDXLImagePipeline, **names)
