@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffsynth.cli.pipelines import kind_named
 from diffsynth.errors import InvalidRequest, listed
-from diffsynth.pipelines.request import HIRES_SIZES
+from diffsynth.pipelines.request import HIRES, HIRES_SIZES
 
 if TYPE_CHECKING:
     from diffsynth.core.loaded import LoadedModel
@@ -32,8 +32,10 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 
     recipe = open_latents(like).info["recipe"] if like.suffix.lower() == SUFFIX else read_recipe(like)
     kind = kind_named(recipe["pipeline"], like)
-    sized = HIRES_SIZES if any(name in given for name in HIRES_SIZES) else ()  # a factor replaces a size
-    for name in (*given, *sized):
+    replaced: tuple[str, ...] = HIRES_SIZES if any(name in given for name in HIRES_SIZES) else ()  # by a factor, say
+    if given.get("hires_scale") == 1:
+        replaced = HIRES  # there is no second stage any more
+    for name in (*given, *replaced):
         recipe["request"].pop(name, None)
     settings = request_from(recipe, kind.request)
     return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}

@@ -107,6 +107,19 @@ def test_an_image_is_drawn_again_without_its_refiner(files: Path, tmp_path: Path
     assert Image.open(without).tobytes() == Image.open(plain).tobytes() != Image.open(path).tobytes()
 
 
+def test_an_image_is_drawn_again_without_its_second_stage(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    assert draw(large, *named(files, "sd15-0"), "--hires-scale", "2", "--hires-strength", "1") == 0
+
+    assert run(["generate", "--like", str(large), "--hires-scale", "1", "-o", str(small), "--device", "cpu"]) == 0
+
+    with Image.open(small) as image:
+        assert image.size == (64, 64)
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_latents_are_drawn_again_as_a_picture(files: Path, tmp_path: Path) -> None:
     picture, latents = tmp_path / "picture.png", tmp_path / "latents.safetensors"
 
