@@ -183,7 +183,7 @@ def _requests(
     scheduler = make_scheduler(
         chosen.samplers.get(name, name),
         beta_start=0.00085,  # any schedule does, unless one is asked for
-        beta_end=0.018 if beta_end is None else beta_end,
+        beta_end=0.012 if beta_end is None else beta_end,
         prediction=prediction or "velocity",
         spacing=requests[0].spacing,
         zero_terminal_snr=bool(options["zero_terminal_snr"]),
