@@ -1,4 +1,4 @@
-# make image   sets everything up and draws a picture
+# make image   sets everything up and draws a sheet of pictures with the small model that comes along
 # make test    sets everything up and runs every check
 #
 # The newest torch instead of the tested one:   make image TORCH=torch
@@ -11,14 +11,11 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PROMPT := 一只獾轻轻嗅着一朵黄色玫瑰
 
 .PHONY: image test full-size benchmark clean
 
 image: $(VENV)/.installed
-	$(BIN)/python examples/random_models.py build/random
-	$(BIN)/diffsynth generate --model build/random/t2i --prompt "$(PROMPT)" \
-		--height 256 --width 256 --seed 0 --output image.png
+	$(BIN)/python examples/contact_sheet.py --output image.png
 
 test: $(VENV)/.tools
 	$(BIN)/ruff check .

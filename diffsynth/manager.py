@@ -287,7 +287,8 @@ class ModelManager:
             InvalidRequest: the family has no such layout.
         """
         entry = self.find(kind, variant)
-        return save_network(entry.module, entry.family, entry.config, Path(path), layout or entry.found.layout.name)
+        name = layout or entry.found.layout.name
+        return save_network(entry.module, entry.family, entry.config, Path(path), name, marks=entry.found.marks)
 
     def verify(self) -> dict[str, dict[str, int]]:
         """Read every loaded file and return the networks with NaN or infinity: label → key → how many."""

@@ -79,12 +79,8 @@ def draw() -> list[Image.Image]:
     """Draw every prompt; picture k has seed k."""
     manager = ModelManager(torch.float32, file_path_list=download_models(["HunyuanDiT-Emoji"]))
     pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
-    count = len(PROMPTS)
-    return list(
-        pipe(
-            list(PROMPTS), height=SIDE, width=SIDE, scheduler="unipc", num_inference_steps=20, seed=0, batch_size=count
-        )
-    )
+    settings = {"scheduler": "unipc", "num_inference_steps": 20, "cfg_scale": 2.5, "height": SIDE, "width": SIDE}
+    return list(pipe(list(PROMPTS), seed=0, batch_size=len(PROMPTS), **settings))
 
 
 if __name__ == "__main__":

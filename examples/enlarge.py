@@ -1,4 +1,4 @@
-"""Draw small, where composition is best, then draw over the enlarged picture; any pipeline can do either."""
+"""Draw small, where composition is best, then larger: one call draws both stages, which the recipe records."""
 
 import torch
 
@@ -8,6 +8,8 @@ manager = ModelManager(torch_dtype=torch.float16, device="cuda", file_path_list=
 pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
 
 prompt = "a lighthouse in fog, woodcut"
-small = pipe(prompt, height=512, width=512, seed=7)
-large = pipe(prompt, input_image=small, height=1024, width=1024, denoising_strength=0.5, seed=7)
-save_image(large, "enlarged.png")
+pixel = pipe(prompt, height=512, width=512, hires_scale=2, hires_strength=0.5, seed=7)
+save_image(pixel, "larger.png")
+
+latent = pipe(prompt, height=512, width=512, hires_scale=2, hires_upscale="latent", hires_strength=0.7, seed=7)
+save_image(latent, "larger-latent.png")

@@ -1,4 +1,4 @@
-"""Let HunyuanDiT compose a picture and SDXL finish it; both use one autoencoder, which is loaded once."""
+"""Let HunyuanDiT compose and SDXL finish: with the picture, or in latent space, where both share one autoencoder."""
 
 import torch
 
@@ -12,5 +12,8 @@ first = HunyuanDiTImagePipeline.from_model_manager(manager)
 second = SDXLImagePipeline.from_model_manager(manager)
 assert first.vae is second.vae
 
-draft = first("水墨画，雾中的灯塔", height=1024, width=1024, seed=7)
-save_image(second("a lighthouse in fog, ink", input_image=draft, denoising_strength=0.4, seed=7), "mixed.png")
+picture = first("水墨画，雾中的灯塔", height=1024, width=1024, seed=7)
+save_image(second("a lighthouse in fog, ink", input_image=picture, denoising_strength=0.4, seed=7), "mixed.png")
+
+latents = first("水墨画，雾中的灯塔", height=1024, width=1024, seed=7, output_type="latent")  # not decoded, not encoded
+save_image(second("a lighthouse in fog, ink", input_image=latents, denoising_strength=0.4, seed=7), "finished.png")

@@ -221,6 +221,21 @@ def test_every_network_that_both_files_hold_is_merged(singles: dict[str, Path], 
         assert torch.equal(tensor, one[key] * (1 - weight) + two[key] * weight if weight else one[key]), key
 
 
+def test_a_mark_that_one_file_lacks_is_told_of(
+    singles: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    marked, mixed = tmp_path / "marked.safetensors", tmp_path / "mixed.safetensors"
+    save_file({**load_file(singles["b"]), "v_pred": torch.empty(0)}, marked)
+
+    first = merge_models(marked, marked, tmp_path / "out.safetensors", weight=0.5)
+    assert caplog.text == ""
+    merge_models(singles["a"], marked, mixed, weight=1)
+
+    assert "v_pred" in load_file(first.path)
+    assert "v_pred" not in load_file(mixed)
+    assert f"of unet in {singles['a']} and {marked} only one is marked v_pred" in caplog.text
+
+
 def test_networks_that_the_second_file_lacks_are_kept(singles: dict[str, Path], tmp_path: Path) -> None:
     """A single file and a UNet in the spelling of Diffusers."""
     manager = ModelManager(torch_dtype=None, device="cpu", file_path_list=[singles["b"]])

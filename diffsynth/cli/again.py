@@ -1,4 +1,4 @@
-"""``diffsynth generate --like``: draw an image again from the recipe in its PNG."""
+"""``diffsynth generate --like``: draw an image again from the recipe in its file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffsynth.cli.pipelines import kind_named
 from diffsynth.errors import InvalidRequest, listed
-from diffsynth.pipelines.request import HIRES_SIZES
+from diffsynth.pipelines.request import HIRES, HIRES_SIZES
 
 if TYPE_CHECKING:
     from diffsynth.core.loaded import LoadedModel
@@ -19,7 +19,7 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of an image, with its ``settings`` as ``pipe(...)`` takes them; empty without an image.
 
     Args:
-        like: the PNG file.
+        like: the PNG file, or the latents.
         given: settings that are given anew; the recipe need not have them.
 
     Raises:
@@ -27,12 +27,15 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """
     if like is None:
         return {}
+    from diffsynth.pipelines.latent_file import SUFFIX, open_latents
     from diffsynth.pipelines.recipe import read_recipe, request_from
 
-    recipe = read_recipe(like)
+    recipe = open_latents(like).info["recipe"] if like.suffix.lower() == SUFFIX else read_recipe(like)
     kind = kind_named(recipe["pipeline"], like)
-    sized = HIRES_SIZES if any(name in given for name in HIRES_SIZES) else ()  # a factor replaces a size
-    for name in (*given, *sized):
+    replaced: tuple[str, ...] = HIRES_SIZES if any(name in given for name in HIRES_SIZES) else ()  # by a factor, say
+    if given.get("hires_scale") == 1:
+        replaced = HIRES  # there is no second stage any more
+    for name in (*given, *replaced):
         recipe["request"].pop(name, None)
     settings = request_from(recipe, kind.request)
     return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}
@@ -63,6 +66,23 @@ def _took_part(entry: LoadedModel[Any], models: list[dict[str, Any]]) -> bool:
     """Whether a recipe names this very network of its file, which may hold others of the kind."""
     known = (entry.family.name, str(entry.path.absolute()), entry.found.prefix)
     return known in {(model["family"], model["path"], model.get("prefix", entry.found.prefix)) for model in models}
+
+
+def inversions_of(recipe: dict[str, Any]) -> list[tuple[Path, str | None]]:
+    """Return the textual inversions that a recipe names, each with its word.
+
+    Raises:
+        InvalidRequest: one is not where the recipe says.
+    """
+    found = [each for each in recipe.get("vocabularies", []) if each["family"] == "textual_inversion"]
+    if gone := [each["path"] for each in found if not Path(each["path"]).is_file()]:
+        raise InvalidRequest(
+            f"textual inversions that the recipe names are not there: {listed(gone)}. "
+            "Say where they all are with --textual-inversion WORD=FILE."
+        )
+    for each in found:
+        _compare(Path(each["path"]), {file["sha256"] for file in each["files"]})
+    return [(Path(each["path"]), each.get("word")) for each in found]
 
 
 def vocabulary_of(recipe: dict[str, Any], role: str) -> Path | None:

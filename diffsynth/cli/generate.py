@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsynth.cli.again import check_adapters, compare_files, load_again, read_again, vocabulary_of
+from diffsynth.cli.again import check_adapters, compare_files, inversions_of, load_again, read_again, vocabulary_of
 from diffsynth.cli.networks import (
     T5,
     Clip,
@@ -33,8 +33,8 @@ from diffsynth.cli.networks import (
     Vae,
     ZeroTerminalSnr,
     chosen_networks,
+    chosen_refiner,
     inversions_named,
-    inversions_of,
     loras_named,
     loras_of,
 )
@@ -82,7 +82,9 @@ def generate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .png file, or .safetensors for latents; several get numbers.")
     ] = Path("image.png"),
-    like: Annotated[Path | None, typer.Option(help="Draw a PNG of ours again; other options change it.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Draw a PNG, or latents, of ours again; other options change it.")
+    ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,
     conventions: Annotated[str | None, typer.Option(help="diffsynth, diffusers, original, sgm or turbo.")] = None,
@@ -92,7 +94,7 @@ def generate(
     clip_2: Clip2 = None,
     t5: T5 = None,
     vae: Vae = None,
-    refiner: Refiner = False,
+    refiner: Refiner = None,
     refiner_name: RefinerName = None,
     prediction: Prediction = None,
     zero_terminal_snr: ZeroTerminalSnr = None,
@@ -135,9 +137,8 @@ def generate(
         else USUAL
     )
     options: dict[str, Any] = {**named, "beta_end": beta_end, "prediction": prediction or recipe.get("prediction")}
-    options["refiner"] = chosen_networks({"": refiner_name})[""]
-    if refiner_name is None:
-        options["refiner"] = refiner or recipe.get("refined") or None
+    wanted = chosen_refiner(refiner, refiner_name)
+    options["refiner"] = recipe.get("refined") if wanted is None else wanted
     options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr
     options |= {"clip_tokenizer": clip_tokenizer, "t5_tokenizer": t5_tokenizer}
     inversions = inversions_named(textual_inversion) if textual_inversion else inversions_of(recipe)
@@ -146,7 +147,7 @@ def generate(
     if not lora:
         check_adapters(recipe)
     loras = loras_named(lora, strict=not lora_partly) if lora else loras_of(recipe)
-    kind.check_options(options, inversions)
+    kind.check_options(options, inversions, tuple(given))
     requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, options)
     outputs = [output]
     if len(requests) > 1:
@@ -197,6 +198,7 @@ def _requests(
         beta_end=0.018 if beta_end is None else beta_end,
         prediction=prediction or "velocity",
         spacing=requests[0].spacing,
+        zero_terminal_snr=bool(options["zero_terminal_snr"]),
     )
     steps = requests[0].num_inference_steps or chosen.num_inference_steps
     scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=no_noise)
@@ -294,6 +296,8 @@ def _load(
     manager = ModelManager(device=device)
     manager.torch_dtype = wanted or (torch.float32 if manager.device.type == "cpu" else torch.float16)
     if recipe and not paths:
+        if kinds:
+            raise InvalidRequest("--as says what a file holds; with --like, name the files with --model too.")
         load_again(manager, recipe, dtype)
     else:
         parts = expanded(paths or download_models(["HunyuanDiT"]), kinds)

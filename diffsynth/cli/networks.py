@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffsynth.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from diffsynth.manager import ModelManager
 
@@ -20,7 +22,9 @@ Clip = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which (first) C
 Clip2 = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which second text encoder of SDXL, {_WHICH}")]
 T5 = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which mT5 encoder of HunyuanDiT, {_WHICH}")]
 Vae = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which autoencoder, {_WHICH}")]
-Refiner = Annotated[bool, typer.Option("--refiner", help="Let the SDXL refiner among the files finish.")]
+Refiner = Annotated[
+    bool | None, typer.Option("--refiner/--no-refiner", help="Whether the SDXL refiner among the files finishes.")
+]
 RefinerName = Annotated[str | None, typer.Option(metavar="NAME", help=f"Let this refiner finish, {_WHICH}")]
 Prediction = Annotated[
     str | None, typer.Option(help="What the UNet predicts, epsilon or velocity; as its file is marked by default.")
@@ -49,6 +53,17 @@ def chosen_networks(names: dict[str, str | None]) -> dict[str, str | int | None]
     }
 
 
+def chosen_refiner(wanted: bool | None, name: str | None) -> str | int | bool | None:
+    """Return which refiner is asked for, or whether any is; None if nothing is said.
+
+    Raises:
+        InvalidRequest: one is named, and none is wanted.
+    """
+    if name is not None and wanted is False:
+        raise InvalidRequest("--no-refiner and --refiner-name contradict each other; give one of them.")
+    return wanted if name is None else chosen_networks({"refiner": name})["refiner"]
+
+
 def inversions_named(texts: Sequence[str]) -> list[tuple[Path, str | None]]:
     """Return the file of each textual inversion and the word that is given for it, if one is.
 
@@ -65,15 +80,6 @@ def inversions_named(texts: Sequence[str]) -> list[tuple[Path, str | None]]:
         found.append((Path(path), word) if named else (Path(text), None))
         open_checkpoint(found[-1][0])
     return found
-
-
-def inversions_of(recipe: dict[str, Any]) -> list[tuple[Path, str | None]]:
-    """Return the textual inversions that a recipe names, each with its word."""
-    return [
-        (Path(vocabulary["path"]), vocabulary.get("word"))
-        for vocabulary in recipe.get("vocabularies", [])
-        if vocabulary["family"] == "textual_inversion"
-    ]
 
 
 @dataclass(frozen=True)

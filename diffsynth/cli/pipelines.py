@@ -66,11 +66,13 @@ class Kind:
             pipe.load_textual_inversion(path, word)
         return pipe
 
-    def check_options(self, options: Mapping[str, Any], inversions: Sequence[object] = ()) -> None:
-        """Raise InvalidRequest if an option that is not None is not one of this pipeline."""
-        known = signature(self._type.from_model_manager).parameters
-        for name, value in options.items():
-            if value is not None and name not in known:
+    def check_options(
+        self, options: Mapping[str, Any], inversions: Sequence[object] = (), settings: Sequence[str] = ()
+    ) -> None:
+        """Raise InvalidRequest if an option that is not None, or a setting, is not one of this pipeline."""
+        known = {*signature(self._type.from_model_manager).parameters, *self.request.settings()}
+        for name in (*(name for name, value in options.items() if value is not None), *settings):
+            if name not in known:
                 raise InvalidRequest(f"--{name.replace('_', '-')} is not an option of {self.pipeline}.")
         if inversions and not hasattr(self._type, "load_textual_inversion"):
             raise InvalidRequest(f"--textual-inversion is not an option of {self.pipeline}.")

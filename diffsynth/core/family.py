@@ -25,6 +25,7 @@ class Layout:
         rules: config → the table that translates the names.
         prefix: what the keys begin with in this spelling; only files where they do are recognised.
         extras: names around the network that belong with it, such as an embedded vocabulary.
+        marks: names around it that tell by being there what it was trained for.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layout:
     rules: Callable[[Any], Rules]
     prefix: str = ""
     extras: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ as in the first file, and written before the next one is read.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from diffsynth.core.pairing import Source, partners
 from diffsynth.core.registry import Identified
 from diffsynth.errors import NonFiniteResult, UnsupportedCheckpoint, listed, printable
 from diffsynth.types import Header, TensorSpec
+
+logger = logging.getLogger(__name__)
 
 
 class Merge:
@@ -60,6 +63,7 @@ class Merge:
             )
         self.merged = [group[0].label for group in together if None not in group]
         self.kept = [group[0].label for group in together if None in group]
+        _remark_marks((first, *others), [group for group in together if None not in group])
         weights.check([name for network in self._networks for key in network.names for name in network.called(key)])
         source = first.checkpoint.header
         known = {key for each in first.networks for key in _weights_of(each)}
@@ -222,6 +226,17 @@ def _same(one: Tensor, other: Tensor) -> bool:
         return False
     same = same_bits(one[:1], other[:1]) and same_bits(one, other)
     return same and not same_bits(one, one.flatten()[:1].expand_as(one))
+
+
+def _remark_marks(sources: Sequence[Source], groups: Sequence[Sequence[Identified]]) -> None:
+    """Tell of networks that were trained for different things, of which the result is marked as the first."""
+    for first, *others in groups:
+        for source, other in zip(sources[1:], others, strict=True):
+            if differs := sorted(first.marks ^ other.marks):
+                logger.warning(
+                    "of %s in %s and %s only one is marked %s; the result is marked as the first",
+                    first.family.name, sources[0].path, source.path, " and ".join(differs),
+                )  # fmt: skip
 
 
 def _weights_of(found: Identified) -> Iterator[str]:

@@ -46,6 +46,11 @@ class Identified:
             f", under {self.prefix!r})" if self.prefix else ")"
         )
 
+    @property
+    def marks(self) -> frozenset[str]:
+        """The marks of its layout that lie beside it."""
+        return frozenset(name for name in self.layout.marks if name in {key.rpartition(".")[2] for key in self.beside})
+
     def answers_to(self, variant: str, path: Path) -> bool:
         """Whether a variant means this network of a file: its path, name with or without ending, prefix, or version."""
         names = (path.name, path.stem, path.parent.name, self.prefix.rstrip("."), self.family.version(self.config))
@@ -131,7 +136,7 @@ class Registry:
             logger.debug("%s: not %s (%s): %s", checkpoint.path, family.name, layout.name, error)
             return None
         inside = claimed_keys(checkpoint, prefix, Converter(layout.rules(config)))
-        beside = keys_beside(checkpoint, prefix, layout.extras)
+        beside = keys_beside(checkpoint, prefix, (*layout.extras, *layout.marks))
         return Identified(family, layout, prefix, config, inside | beside, beside)
 
     def _explain(self, checkpoint: Checkpoint, families: Sequence[ModelFamily], kind: str | None) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffsynth.core.convert import Converter
@@ -35,6 +36,7 @@ def save_network(
     path: Path,
     layout: str,
     metadata: Mapping[str, str] | None = None,
+    marks: Iterable[str] = (),
 ) -> Path:
     """Write a network as a safetensors file.
 
@@ -45,6 +47,7 @@ def save_network(
         path: the file; replaced in one step if it exists.
         layout: the name of the spelling.
         metadata: texts for the file's header.
+        marks: of the network, written beside it where the layout has them.
 
     Returns:
         The path.
@@ -58,7 +61,7 @@ def save_network(
     except KeyError as error:
         raise InvalidRequest(str(error.args[0])) from error
     _refuse_parts(module, family, config)
-    state = to_layout(module, chosen, config)
+    state = to_layout(module, chosen, config) | {mark: torch.empty(0) for mark in marks if mark in chosen.marks}
     header = {key: TensorSpec(tuple(tensor.shape), tensor.dtype) for key, tensor in state.items()}
     return save_tensors(path, header, state.items(), metadata)
 

@@ -97,7 +97,7 @@ class ImagePipeline(ABC, Generic[R]):
         monitor = Monitor(progress_bar_cmd or terminal_bar, progress_bar_st, callback)
         finished = self.complete(requests[0])
         self.remark(requests[0], finished)
-        hires.remark_size(requests[0], finished)
+        hires.remark(requests[0], finished)
         if isinstance(finished.input_image, LatentImage):
             self._remark_latents(finished.input_image)
         images: list[Any] = []

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.latent_image import LatentImage
-from diffsynth.pipelines.request import HIRES, ImageRequest, check_range
+from diffsynth.pipelines.remarks import remark_idle
+from diffsynth.pipelines.request import HIRES, HIRES_SIZES, ImageRequest, check_range
 from diffsynth.schedulers.base import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -76,14 +77,16 @@ def wanted_size(request: ImageRequest) -> tuple[int, int]:
     return size
 
 
-def remark_size(request: ImageRequest, finished: ImageRequest) -> None:
-    """Tell when the second stage has another size than wanted.
+def remark(request: ImageRequest, finished: ImageRequest) -> None:
+    """Tell when the second stage has another size than wanted, and when there is none for its other settings.
 
     Args:
         request: as it was given.
         finished: complete.
     """
     if finished.hires_height is None:
+        idle = [name for name in HIRES if name not in HIRES_SIZES]
+        remark_idle(request, idle, f"hires_scale {request.hires_scale} is no second stage")
         return
     wanted = wanted_size(replace(request, height=finished.height, width=finished.width))
     drawn = finished.hires_height, finished.hires_width

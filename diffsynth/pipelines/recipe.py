@@ -269,7 +269,11 @@ def check_recipe(recipe: Any) -> None:
     if recipe.get("version") != 1:
         raise ValueError(f"its version is {printable(recipe.get('version'))}, not 1")
     _of_kind(recipe.get("pipeline"), str, "pipeline")
-    _of_kind(recipe.get("conventions", ""), str, "conventions")
+    for name in ("conventions", "prediction"):
+        _of_kind(recipe.get(name, ""), str, name)
+    for name in ("zero_terminal_snr", "refined"):
+        if not isinstance(recipe.get(name, False), bool):
+            raise ValueError(f"{name} is {printable(repr(recipe[name]))}")
     for name in ("beta_end", "latent_scale"):
         if not math.isfinite(_of_kind(recipe.get(name, 1.0), (int, float), name)):
             raise ValueError(f"its {name} is not finite")

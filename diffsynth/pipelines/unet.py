@@ -69,6 +69,12 @@ class UNetImagePipeline(ImagePipeline[R]):
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
+    @override
+    def __post_init__(self) -> None:
+        usual: Any = self.request_type(prompt="")
+        self.scheduler_for(usual)  # raises for a prediction or a schedule that cannot be drawn
+        super().__post_init__()
+
     def load_textual_inversion(self, path: str | PathLike[str], word: str | None = None) -> str:
         """Learn a word from a file of embeddings.
 
@@ -81,7 +87,9 @@ class UNetImagePipeline(ImagePipeline[R]):
 
         Raises:
             CheckpointError: the file cannot be used; the message says why.
+            InvalidRequest: the pipeline was released.
         """
+        self._check_not_released()
         checkpoint = open_checkpoint(path)
         tensors = {key: checkpoint[key].clone() for key in checkpoint}
         word = learn_from(self.readers, tensors, Path(path), word)

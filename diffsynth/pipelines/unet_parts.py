@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from diffsynth.core.formats.json_text import parse_object
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded
 from diffsynth.manager import ModelManager
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.clip.model import ClipText
 from diffsynth.models.unet.model import UNet
+from diffsynth.models.unet.weights import MARKS
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,7 @@ class Need:
 
 
 KINDS: Mapping[type[nn.Module], str] = {UNet: "unet", ClipText: "clip", AutoencoderKL: "autoencoder_kl"}
-# Keys that fine-tunes carry beside the network: it predicts the velocity; it was trained down to no signal at all.
-V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+V_PREDICTION, ZERO_SNR = MARKS
 KOLORS = (
     "a denoiser of Kolors reads the features of a ChatGLM text encoder, which diffsynth does not have, so no pipeline "
     "draws with it. Load the files of SDXL or Stable Diffusion to draw."
@@ -142,30 +143,46 @@ def fitting_vae(denoiser: Entry) -> Fits:
     return lambda vae: bool(vae.config.latent_channels == denoiser.config.out_channels)
 
 
-def prediction_of(denoiser: Entry, given: str | None) -> str:
-    """Return what a denoiser predicts: as given, else by the mark in its file, else "epsilon"."""
-    return given or ("velocity" if V_PREDICTION in _marks(denoiser) else "epsilon")
+def prediction_of(denoisers: Sequence[Entry], given: str | None) -> str:
+    """Return what denoisers predict: as given, else by their marks, else "epsilon".
+
+    Raises:
+        InvalidRequest: they differ, so that no sampler can follow both.
+    """
+    found = {"velocity" if V_PREDICTION in _marks(entry) else "epsilon": entry.label for entry in denoisers}
+    if given is None and len(found) > 1:
+        raise InvalidRequest(
+            f"{found['velocity']} is marked as predicting the velocity, {found['epsilon']} is not, so that one sampler "
+            'cannot follow both. If both predict the same, say it with prediction="velocity".'
+        )
+    return given or next(iter(found))
 
 
 def zero_snr_of(denoiser: Entry, given: bool | None, prediction: str) -> bool:
-    """Return whether a denoiser draws from pure noise: as given, else by the mark in its file.
+    """Return whether a denoiser draws from pure noise: as given, else by its mark.
 
     A mark on a denoiser that predicts the noise cannot be heeded, and is told of.
     """
     marked = ZERO_SNR in _marks(denoiser)
     if given is None and marked and prediction == "epsilon":
         logger.warning(
-            "%s is marked %s, trained on a schedule that ends in pure noise, but predicts epsilon, which cannot be "
+            "%s is marked as trained on a schedule that ends in pure noise, but predicts epsilon, which cannot be "
             'drawn so; the usual schedule is taken. If it predicts the velocity, say prediction="velocity".',
             denoiser.label,
-            ZERO_SNR,
         )
         return False
     return marked if given is None else given
 
 
 def _marks(denoiser: Entry) -> set[str]:
-    return {key.rpartition(".")[2] for key in denoiser.found.beside}
+    """Return the marks in a denoiser's file, and those that its Diffusers folder has for the scheduler instead."""
+    found = set(denoiser.found.marks)
+    for place in _release(denoiser):
+        path = place / "scheduler" / "scheduler_config.json"
+        said = parse_object(path.read_bytes(), path, "text") if path.is_file() else {}
+        found |= {V_PREDICTION} if said.get("prediction_type") == "v_prediction" else set()
+        found |= {ZERO_SNR} if said.get("rescale_betas_zero_snr") is True else set()
+    return found
 
 
 def _release(entry: Entry) -> set[Path]:

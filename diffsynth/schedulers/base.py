@@ -199,7 +199,8 @@ class Scheduler(ABC):
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise InvalidRequest(
                 'zero_terminal_snr needs a network that predicts "velocity" (or "sample"): at the end of that schedule '
-                "latents are noise alone, and knowing the noise tells nothing of the image."
+                "latents are noise alone, and knowing the noise tells nothing of the image. "
+                'If this one does, say prediction="velocity".'
             )
         _ = self.noise_schedule  # raises for impossible betas
 

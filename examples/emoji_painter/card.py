@@ -25,6 +25,7 @@ from examples.emoji_painter.scenes import (
     TWO_SHORT,
 )
 
+CFG_SCALE = 2.5  # a small network's outlines dissolve at the 7.5 that pipelines usually take
 LICENSE = {
     "weights": "Apache-2.0",
     "pictures": "Noto Color Emoji, SIL Open Font License 1.1, drawn from Debian's fonts-noto-color-emoji",
@@ -63,6 +64,7 @@ def card(recipe: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any
             "pair_sizes": list(PAIR_SIZES),
             "held_out_percent": HELD_OUT_PERCENT,
         },
+        "settings": {"height": SIDE, "width": SIDE, "cfg_scale": CFG_SCALE, "num_inference_steps": 20},
         "license": LICENSE,
         "recipe": dict(recipe),
         "figures": dict(figures),

@@ -97,6 +97,63 @@ def test_a_refiner_is_chosen_by_name(files: Path, tmp_path: Path) -> None:
     assert again(path, tmp_path / "again.png")
 
 
+def test_an_image_is_drawn_again_without_its_refiner(files: Path, tmp_path: Path) -> None:
+    path, without, plain = (tmp_path / f"{name}.png" for name in ("refined", "without", "plain"))
+
+    assert draw(path, *named(files, "sdxl-0", "sdxl-refiner-0"), "--refiner", "--refiner-start", "0") == 0
+    assert run(["generate", "--like", str(path), "--no-refiner", "-o", str(without), "--device", "cpu"]) == 0
+    assert draw(plain, *named(files, "sdxl-0"), "--refiner-start", "0") == 0
+
+    assert Image.open(without).tobytes() == Image.open(plain).tobytes() != Image.open(path).tobytes()
+
+
+def test_an_image_is_drawn_again_without_its_second_stage(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    assert draw(large, *named(files, "sd15-0"), "--hires-scale", "2", "--hires-strength", "1") == 0
+
+    assert run(["generate", "--like", str(large), "--hires-scale", "1", "-o", str(small), "--device", "cpu"]) == 0
+
+    with Image.open(small) as image:
+        assert image.size == (64, 64)
+    assert "no effect" not in capsys.readouterr().err
+
+
+def test_latents_are_drawn_again_as_a_picture(files: Path, tmp_path: Path) -> None:
+    picture, latents = tmp_path / "picture.png", tmp_path / "latents.safetensors"
+
+    for path in (picture, latents):
+        assert draw(path, *named(files, "sd15-0")) == 0
+
+    assert run(["generate", "--like", str(latents), "-o", str(tmp_path / "again.png"), "--device", "cpu"]) == 0
+    assert Image.open(tmp_path / "again.png").tobytes() == Image.open(picture).tobytes()
+
+
+def test_a_word_whose_file_is_another_now_is_told_of(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word, path, output = tmp_path / "ugly.safetensors", tmp_path / "image.png", tmp_path / "again.png"
+    save_file({"emb_params": torch.zeros(1, 64)}, word)
+    assert draw(path, *named(files, "sd15-0"), "--textual-inversion", str(word)) == 0
+
+    save_file({"emb_params": torch.ones(1, 64)}, word)
+    assert run(["generate", "--like", str(path), "-o", str(output), "--device", "cpu"]) == 0
+    assert f"{word} is not the file that the image was drawn with" in capsys.readouterr().err
+
+    word.unlink()
+    assert run(["generate", "--like", str(path), "-o", str(output), "--device", "cpu"]) == 1
+    assert "Say where they all are with --textual-inversion WORD=FILE" in capsys.readouterr().err
+
+
+def test_kinds_need_files_to_be_said_of(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "image.png"
+    assert draw(path, *named(files, "sd15-0")) == 0
+
+    assert run(["generate", "--like", str(path), "--as", "unet", "-o", str(tmp_path / "again.png")]) == 1
+    assert "name the files with --model too" in capsys.readouterr().err
+
+
 def test_the_denoiser_that_is_named_decides_between_pipelines(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +199,11 @@ def test_words_are_learnt_and_kept(files: Path, tmp_path: Path) -> None:
         (["--clip-2", "0"], "--clip-2 is not an option of SDImagePipeline"),
         (["--t5", "x"], "--t5 is not an option of SDImagePipeline"),
         (["--refiner"], "--refiner is not an option of SDImagePipeline"),
+        (["--refiner-name", "x", "--no-refiner"], "--no-refiner and --refiner-name contradict each other"),
         (["--textual-inversion", "nowhere.pt"], "nowhere.pt"),
+        (["--prediction", "epsilon", "--zero-terminal-snr"], "needs a network that predicts"),
+        (["--mask-scale", "2"], "--mask-scales is not an option of SDImagePipeline"),
+        (["--refiner-start", "0.5"], "--refiner-start is not an option of SDImagePipeline"),
     ],
     ids=str,
 )

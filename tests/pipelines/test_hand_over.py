@@ -262,6 +262,19 @@ def test_what_is_no_file_of_latents_is_one_clear_error(first: HunyuanDiTImagePip
         save_latents(latents, tmp_path / "latents.png")
 
 
+def test_the_picture_of_any_pipeline_goes_into_any_other(
+    first: HunyuanDiTImagePipeline, second: SDXLImagePipeline, release: Release
+) -> None:
+    pipes: list[Any] = [first, second, load([release("sd15")], SDImagePipeline)]
+    pictures = [pipe(PROMPT, **SMALL) for pipe in pipes]
+
+    for pipe in pipes:
+        drawn = [pipe(PROMPT, input_image=picture, **OVER) for picture in pictures]
+
+        assert {image.size for image in drawn} == {(128, 64)}
+        assert len({image.tobytes() for image in (*drawn, *pictures)}) == 6
+
+
 def test_a_release_of_another_family_shares_no_scale(release: Release, tmp_path: Path) -> None:
     """The two autoencoders have one structure; only the pipelines know that their latents differ."""
     sd = load([release("sd15")], SDImagePipeline)

@@ -122,6 +122,38 @@ def test_a_picture_may_be_painted_in_and_enlarged(release: Release) -> None:
     assert image.tobytes() == pipe(PROMPT, input_image=draft, **over).tobytes()
 
 
+def test_regions_of_the_image_are_those_of_the_enlarged_one(pipeline: Load) -> None:
+    pipe = pipeline("v1.2", "diffsynth")
+    mask = Image.new("L", (96, 64))
+    mask.paste(255, (48, 0, 96, 64))
+    settings = {**small_for(pipe), "local_prompts": [OTHER_PROMPT], "masks": [mask], "mask_scales": [2.0]}
+
+    image = pipe(PROMPT, hires_scale=2, **settings)
+
+    over = {"height": image.height, "width": image.width, "denoising_strength": 0.5}
+    assert image.tobytes() == pipe(PROMPT, **{**settings, **over, "input_image": pipe(PROMPT, **settings)}).tobytes()
+
+
+@pytest.mark.parametrize("upscale", ["pixel", "latent"])
+def test_a_refiner_finishes_both_stages(release: Release, upscale: str) -> None:
+    names = {"clip_2": "sdxl", "vae": "sdxl"}
+    paths = [release("sdxl"), release("sdxl-refiner")]
+    refined = load(paths, SDXLImagePipeline, refiner=True, **names)
+    alone = load(paths, SDXLImagePipeline, **names)
+    settings = {**SMALL, "num_inference_steps": 5, "hires_scale": 2, "hires_upscale": upscale}
+
+    image = refined(PROMPT, **settings)
+
+    small = {**SMALL, "num_inference_steps": 5}
+    draft: Any = refined(PROMPT, **small, output_type="latent" if upscale == "latent" else "pil")
+    if upscale == "latent":
+        draft = draft.resized(128, 192)
+    over = {**small, "height": 128, "width": 192, "denoising_strength": 0.5, "input_image": draft}
+    assert image.tobytes() == refined(PROMPT, **over).tobytes()
+    assert largest_difference(image, alone(PROMPT, **settings)) > 1
+    assert largest_difference(image, alone(PROMPT, **over)) > 1
+
+
 @pytest.mark.parametrize(("given", "size"), [({"hires_height": 128}, (192, 128)), ({"hires_width": 144}, (144, 96))])
 def test_one_side_alone_keeps_the_shape(release: Release, given: dict[str, int], size: tuple[int, int]) -> None:
     pipe = load([release("sd15")], SDImagePipeline)
@@ -136,11 +168,14 @@ def test_a_size_between_multiples_is_rounded_with_a_remark(release: Release, cap
     assert "second stage: size 83 x 125 (height x width) becomes 80 x 120" in caplog.text
 
 
-def test_a_factor_of_one_is_off(release: Release) -> None:
+def test_a_factor_of_one_is_off_and_tells_what_has_no_effect(
+    release: Release, caplog: pytest.LogCaptureFixture
+) -> None:
     pipe = load([release("sd15")], SDImagePipeline)
 
     image = pipe(PROMPT, hires_scale=1, hires_strength=0.3, **SMALL)
 
+    assert "hires_strength has no effect: hires_scale 1 is no second stage" in caplog.text
     assert image.tobytes() == pipe(PROMPT, **SMALL).tobytes()
     assert image.info["recipe"].request == pipe(PROMPT, **SMALL).info["recipe"].request
 

@@ -242,6 +242,8 @@ A_LORA = {"family": "lora", "path": "a.safetensors", "files": [{"path": "a.safet
         (("version",), 2, "its version is 2"),
         (("pipeline",), 5, "pipeline is 5"),
         (("conventions",), 5, "conventions is 5"),
+        (("prediction",), 5, "prediction is 5"),
+        (("refined",), "yes", "refined is 'yes'"),
         (("beta_end",), 10**400, "too large"),
         (("beta_end",), "x", "beta_end is 'x'"),
         (("latent_scale",), float("nan"), "latent_scale is not finite"),

@@ -122,15 +122,19 @@ def test_what_the_caller_holds_stays(v1_2: list[Path]) -> None:
     assert len(manager) == 0
 
 
-def test_a_released_pipeline_says_so(v1_2: list[Path]) -> None:
+def test_a_released_pipeline_says_so(v1_2: list[Path], release: Release) -> None:
     manager = ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=v1_2)
     pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
+    unet = load([release("sd15")], SDImagePipeline)
 
     pipe.release()
     pipe.release()
+    unet.release()
 
     with pytest.raises(InvalidRequest, match="this pipeline was released and has no networks; make another"):
         pipe(PROMPT, **SMALL)
+    with pytest.raises(InvalidRequest, match="this pipeline was released"):
+        unet.load_textual_inversion("word.pt")
     manager.load_models(v1_2)
     assert HunyuanDiTImagePipeline.from_model_manager(manager)(PROMPT, **SMALL).size == (64, 64)
 

@@ -136,7 +136,7 @@ DIFFSYNTH = Signature(
 )
 
 LAYOUTS = (
-    Layout(name="ldm", signature=LDM, read_config=read_ldm, rules=names.ldm, extras=(*MARKS, *SCHEDULE)),
-    Layout(name="diffusers", signature=DIFFUSERS, read_config=read_diffusers, rules=names.diffusers, extras=MARKS),
-    Layout(name="diffsynth", signature=DIFFSYNTH, read_config=read_diffsynth, rules=names.diffsynth),
+    Layout(name="ldm", signature=LDM, read_config=read_ldm, rules=names.ldm, extras=SCHEDULE, marks=MARKS),
+    Layout(name="diffusers", signature=DIFFUSERS, read_config=read_diffusers, rules=names.diffusers, marks=MARKS),
+    Layout(name="diffsynth", signature=DIFFSYNTH, read_config=read_diffsynth, rules=names.diffsynth, marks=MARKS),
 )

@@ -64,7 +64,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         chosen = choose(CONVENTIONS, conventions)
         unet, text, autoencoder = find_parts(manager, denoiser=denoiser, clip=clip, vae=vae)
         tokenizer = tokenizer_for(text, clip_tokenizer)
-        predicts = prediction_of(unet, prediction)
+        predicts = prediction_of([unet], prediction)
         return cls(
             denoiser=unet.module,
             readers=(ClipReader(name="the text encoder", encoder=text.module, tokenizer=tokenizer),),

@@ -87,6 +87,10 @@ def find_parts(
     if left == 0:
         if refiner:
             raise InvalidRequest(f"{unet.label} is a refiner itself; name the base network with denoiser=.")
+        if clip is not None:
+            raise InvalidRequest(
+                f"{unet.label} is a refiner, which reads the second text encoder only; leave out clip=."
+            )
         return Parts(unet, None, text_2, autoencoder, None)
     text = pick(
         manager,

@@ -68,7 +68,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             clip_2: which second text encoder, the one with a projection, likewise.
             vae: which autoencoder, likewise; by default that of the denoiser's release.
             refiner: which network takes over at ``refiner_start`` of the schedule; True for the one that fits.
-            prediction: "epsilon" or "velocity"; by default as the file's marks say.
+            prediction: "epsilon" or "velocity", of a refiner too; by default as the files' marks say.
             zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoders' files.
 
@@ -97,7 +97,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
                 first_layer=2,
             )
             readers = (first, *readers)
-        predicts = prediction_of(parts.denoiser, prediction)
+        denoisers = [entry for entry in (parts.denoiser, parts.refiner) if entry is not None]
+        predicts = prediction_of(denoisers, prediction)
         return cls(
             denoiser=parts.denoiser.module,
             readers=readers,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diffsynth import ModelManager, SDImagePipeline, SDXLImagePipeline
 from diffsynth.cli import run
 from diffsynth.core.saving import save_network
-from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded
+from diffsynth.errors import AmbiguousModel, CorruptCheckpoint, InvalidRequest, ModelNotLoaded
 from diffsynth.models import unet
 from examples.random_stable_diffusion import XL, write_diffusers_folder
 
@@ -207,6 +207,23 @@ def test_the_mark_of_a_schedule_that_ends_in_pure_noise_is_heeded(
     assert caplog.text == ""
 
 
+def test_a_folder_of_diffusers_has_the_marks_in_its_scheduler(tmp_path: Path) -> None:
+    folder = write_diffusers_folder(tmp_path / "release", "sdxl")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.parent.mkdir()
+
+    path.write_text('{"prediction_type": "v_prediction", "rescale_betas_zero_snr": true}', "utf-8")
+    marked = load([folder], SDXLImagePipeline)
+    path.write_text('{"prediction_type": "epsilon", "rescale_betas_zero_snr": false}', "utf-8")
+    plain = load([folder], SDXLImagePipeline)
+    path.write_text("{", "utf-8")
+
+    assert (marked.prediction, marked.zero_terminal_snr) == ("velocity", True)
+    assert (plain.prediction, plain.zero_terminal_snr) == ("epsilon", False)
+    with pytest.raises(CorruptCheckpoint, match=r"scheduler_config\.json.* is not JSON"):
+        load([folder], SDXLImagePipeline)
+
+
 def test_that_mark_on_a_network_that_predicts_the_noise_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,10 +231,44 @@ def test_that_mark_on_a_network_that_predicts_the_noise_is_told_of(
 
     assert not load([path], SDXLImagePipeline).zero_terminal_snr
     assert f"{path}" in caplog.text
-    assert "is marked ztsnr" in caplog.text
+    assert "is marked as trained on a schedule that ends in pure noise, but predicts epsilon" in caplog.text
     assert load([path], SDXLImagePipeline, prediction="velocity").zero_terminal_snr
-    with pytest.raises(InvalidRequest, match=r"zero_terminal_snr needs a network that predicts .velocity."):
-        draw(load([path], SDXLImagePipeline, zero_terminal_snr=True), PROMPT)
+    with pytest.raises(InvalidRequest, match=r"needs a network that predicts .velocity..* say prediction=.velocity."):
+        load([path], SDXLImagePipeline, zero_terminal_snr=True)
+
+
+def test_an_unknown_prediction_is_refused_when_the_pipeline_is_made(release: Release) -> None:
+    with pytest.raises(InvalidRequest, match="unknown prediction 'noise'"):
+        load([release("sd15")], SDImagePipeline, prediction="noise")
+
+
+def test_a_refiner_that_predicts_something_else_is_refused_unless_it_is_said(release: Release, tmp_path: Path) -> None:
+    paths = [write_release(tmp_path, "sdxl", v_pred=torch.tensor([])), release("sdxl-refiner")]
+    names: dict[str, Any] = {"clip_2": "sdxl", "vae": "sdxl", "refiner": True}
+
+    with pytest.raises(
+        InvalidRequest, match=r"sdxl\.safetensors.* is marked as predicting the velocity, .*refiner.* is not"
+    ):
+        load(paths, SDXLImagePipeline, **names)
+    assert load(paths, SDXLImagePipeline, **names, prediction="velocity").refiner is not None
+    assert load(paths, SDXLImagePipeline, clip_2="sdxl", vae="sdxl").prediction == "velocity"
+
+
+def test_an_encoder_that_a_refiner_does_not_read_is_refused(release: Release) -> None:
+    with pytest.raises(InvalidRequest, match="is a refiner, which reads the second text encoder only"):
+        load([release("sdxl-refiner")], SDXLImagePipeline, clip="sdxl-refiner")
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers", "diffsynth"])
+def test_the_marks_of_a_network_are_saved_with_it(tmp_path: Path, layout: str) -> None:
+    path = write_release(tmp_path, "sdxl", v_pred=torch.tensor([]), ztsnr=torch.tensor([]))
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=[path])
+
+    saved = manager.save("unet", tmp_path / "saved.safetensors", layout=layout)
+
+    entry = ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=[saved]).find("unet")
+    assert entry.found.marks == {"v_pred", "ztsnr"}
+    assert entry.found.layout.name == layout
 
 
 def test_sizes_of_tiles_without_tiles_are_told_of(release: Release, caplog: pytest.LogCaptureFixture) -> None:
