@@ -9,7 +9,8 @@ DiffSynthError
 │   ├── MissingShard             parts of a sharded checkpoint are not there
 │   ├── UnknownCheckpoint        no known network has this structure
 │   ├── AmbiguousCheckpoint      two networks claim the same tensors
-│   └── StateDictMismatch        a known network, but keys or shapes differ
+│   ├── StateDictMismatch        a known network, but keys or shapes differ
+│   └── AdapterMismatch          a LoRA whose keys or shapes are not those of the networks that are loaded
 ├── ModelNotLoaded           a lookup or a pipeline needs a network that is not loaded
 ├── AmbiguousModel           a lookup fits several loaded networks
 ├── TokenizerNotFound        no vocabulary beside, inside or given with a checkpoint
@@ -122,6 +123,40 @@ class StateDictMismatch(CheckpointError):
         if unexpected:
             lines.append(f"  unexpected {len(unexpected)} keys: {listed(unexpected)}")
         super().__init__(path, "\n".join(lines), "`diffsynth inspect` lists what the file holds.")
+
+
+class AdapterMismatch(CheckpointError):
+    """A LoRA has keys or shapes that the loaded networks do not have.
+
+    Args:
+        path: the file.
+        networks: labels of the networks that it was held against.
+        unmatched: key → the nearest name that a network has, or empty.
+        shapes: key → (expected shape, found shape) of the layer that it changes.
+        remedy: what to do, a sentence.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        networks: Sequence[str],
+        *,
+        unmatched: dict[str, str],
+        shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
+        remedy: str,
+    ) -> None:
+        self.unmatched, self.shapes = dict(unmatched), dict(shapes)
+        lines = [f"does not fit {listed(networks)}"]
+        lines += [
+            f"  {printable(key, 120)}: changes a layer of shape {found}, expected {expected}"
+            for key, (expected, found) in list(self.shapes.items())[:5]
+        ]
+        if len(self.shapes) > 5:
+            lines.append(f"  and {len(self.shapes) - 5} more shapes differ")
+        if unmatched:
+            named = (f"{key} (nearest: {near})" if near else key for key, near in unmatched.items())
+            lines.append(f"  {len(unmatched)} keys belong to no layer: {listed(named)}")
+        super().__init__(path, "\n".join(lines), remedy)
 
 
 class ModelNotLoaded(DiffSynthError, LookupError):

@@ -21,7 +21,8 @@ from diffsynth.core.loading import load_network
 from diffsynth.core.placement import floating_dtype, free_memory, resolve_device
 from diffsynth.core.registry import Identified, Registry, without_copies
 from diffsynth.core.saving import save_network
-from diffsynth.errors import AmbiguousModel, ModelNotLoaded, UnknownCheckpoint, listed
+from diffsynth.errors import AmbiguousModel, InvalidRequest, ModelNotLoaded, UnknownCheckpoint, listed
+from diffsynth.lora.apply import LoRA, attach_lora
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,48 @@ class ModelManager:
             case _:
                 raise AmbiguousModel(name, [entry.label for entry in found])
 
+    def load_lora(
+        self,
+        path: AnyPath,
+        scale: float | None = None,
+        *,
+        lora_alpha: float | None = None,
+        strict: bool = True,
+        variant: str | None = None,
+    ) -> LoRA:
+        """Attach a LoRA to those of the loaded networks that it was made for; their weights stay as they are.
+
+        Args:
+            path: the file, or the folder of one.
+            scale: how much of it is added, 1 if it is not given; change it later by setting ``scale`` of the result.
+            lora_alpha: what DiffSynth 1.x calls ``scale``.
+            strict: raise if a key belongs to no network; else it is left out and listed in ``unmatched``.
+            variant: change only networks that this means, as in ``fetch_model``, if it fits several.
+
+        Returns:
+            The LoRA, which tells what it changes, and can be merged or detached.
+
+        Raises:
+            CheckpointError: the file is no LoRA, or does not fit; the message names keys and the nearest layers.
+            AmbiguousModel: it fits several networks of a kind.
+            ModelNotLoaded: there is no network that it could change.
+            InvalidRequest: the scale is no number, or the file is attached already.
+        """
+        if scale is not None and lora_alpha is not None:
+            raise InvalidRequest("give scale or lora_alpha, which is another name for it, not both.")
+        networks = [entry for entry in self if variant is None or entry.answers_to(variant)]
+        if variant is not None and not networks:
+            raise ModelNotLoaded(variant, self.names(), "Name one of those that are loaded.")
+        chosen = lora_alpha if scale is None else scale
+        checkpoint = open_checkpoint(path, mmap=self._mmap)
+        return attach_lora(checkpoint, networks, 1.0 if chosen is None else chosen, strict=strict)
+
+    @property
+    def loras(self) -> tuple[LoRA, ...]:
+        """The LoRAs that are attached to its networks or merged into them, in the order in which they came."""
+        found = (each for entry in self for each in entry.adapters if isinstance(each, LoRA))
+        return tuple(dict.fromkeys(found))
+
     def names(self) -> list[str]:
         """Return a label for every loaded network."""
         return [entry.label for entry in self._loaded]
@@ -230,7 +273,7 @@ class ModelManager:
 
     def save(self, kind: type[nn.Module] | str, path: AnyPath, *, layout: str | None = None,
              variant: str | int | None = None) -> Path:  # fmt: skip
-        """Write a network to a safetensors file.
+        """Write a network to a safetensors file, with the LoRAs that were merged and without those only attached.
 
         Args:
             kind: which network, as in ``fetch_model``.

@@ -6,6 +6,7 @@ comes with the package is itself; without it, what draws with it is left out.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from diffsynth import download_models
@@ -21,6 +23,7 @@ from diffsynth.hub.bundled import files_of
 from examples.random_models import write_models
 from examples.random_stable_diffusion import write_single_file
 from tests.hub.standin import Hub
+from tests.lora import files
 
 REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -59,19 +62,25 @@ def smaller(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """Both hubs, with toy models in the place of the published ones."""
-    published = tmp_path_factory.mktemp("published")
-    write_models(published)
-    files: dict[str, bytes | Path] = {
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy models in the place of the published ones."""
+    folder = tmp_path_factory.mktemp("published")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(published: Path) -> Iterator[Hub]:
+    """Both hubs, with these models."""
+    held: dict[str, bytes | Path] = {
         path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()
     }
-    with Hub({"modelscope/HunyuanDiT": files, "Tencent-Hunyuan/HunyuanDiT": files}) as server:
+    with Hub({"modelscope/HunyuanDiT": held, "Tencent-Hunyuan/HunyuanDiT": held}) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def folder(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(hub: Hub, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with data to train on; the models are fetched to it before the first document runs."""
     root = tmp_path_factory.mktemp("documents")
     for _, text in blocks("toml"):
@@ -80,9 +89,20 @@ def folder(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (path, name) in enumerate(SINGLE_FILES.items()):
         file = write_single_file((root / path).parent, name, seed)
         file.rename(root / path)
+    write_loras(root / "models", published)
     if files_of(BUNDLED):
         download_models([BUNDLED], local_dir=root / "models")
     return root
+
+
+def write_loras(folder: Path, published: Path) -> None:
+    layers = files.layers_of(torch.load(published / "t2i" / "model" / "pytorch_model_ema.pt", weights_only=True))
+    jade, ink = folder / "HunyuanDiT-LoRA" / "jade", folder / "lora"
+    for home in (jade, ink):
+        home.mkdir(parents=True)
+    files.write(jade / "adapter_model.safetensors", files.peft(layers))
+    (jade / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "r": files.RANK}), "utf-8")
+    files.write(ink / "ink.safetensors", files.kohya(layers, alpha=1.0))
 
 
 def write_pictures(folder: Path) -> None:

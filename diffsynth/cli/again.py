@@ -50,11 +50,7 @@ def load_again(manager: ModelManager, recipe: dict[str, Any], dtype: str | None)
     """
     import torch
 
-    named = [Path(file["path"]) for model in recipe["models"] for file in model["files"]]
-    if gone := [path for path in named if not path.exists()]:
-        raise InvalidRequest(
-            f"files that the recipe names are not there: {listed(gone)}. Say where they are with --model."
-        )
+    _check_there(recipe["models"], "--model")
     for model in recipe["models"]:
         files = [file["path"] for file in model["files"]]
         whole = len(files) == 1 or Path(model["path"]).is_dir() or model["path"] not in files
@@ -99,11 +95,27 @@ def vocabulary_of(recipe: dict[str, Any], role: str) -> Path | None:
     return None
 
 
+def check_adapters(recipe: dict[str, Any]) -> None:
+    """Raise InvalidRequest if LoRAs are not where a recipe says."""
+    _check_there(recipe.get("adapters", []), "--lora")
+
+
+def _check_there(sources: list[dict[str, Any]], option: str) -> None:
+    named = [Path(file["path"]) for source in sources for file in source["files"]]
+    if gone := [path for path in named if not path.exists()]:
+        raise InvalidRequest(
+            f"files that the recipe names are not there: {listed(gone)}. Say where they are with {option}."
+        )
+
+
 def compare_files(manager: ModelManager, recipe: dict[str, Any]) -> None:
     """Say on standard error which weight files are not those that the image was drawn with."""
-    known = {file["sha256"] for model in recipe.get("models", []) for file in model["files"]}
-    for entry in manager:
-        for file in entry.checkpoint.files:
+    for role, checkpoints in (
+        ("models", [entry.checkpoint for entry in manager]),
+        ("adapters", [lora.checkpoint for lora in manager.loras]),
+    ):
+        known = {file["sha256"] for source in recipe.get(role, []) for file in source["files"]}
+        for file in (file for checkpoint in checkpoints for file in checkpoint.files):
             _compare(file, known)
 
 

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsynth.cli.again import compare_files, inversions_of, load_again, read_again, vocabulary_of
+from diffsynth.cli.again import check_adapters, compare_files, inversions_of, load_again, read_again, vocabulary_of
 from diffsynth.cli.networks import (
     T5,
     Clip,
     Clip2,
     Denoiser,
     Inversions,
+    Lora,
+    LoraPartly,
+    Loras,
     Prediction,
     Refiner,
     RefinerName,
@@ -32,6 +35,8 @@ from diffsynth.cli.networks import (
     chosen_networks,
     chosen_refiner,
     inversions_named,
+    loras_named,
+    loras_of,
 )
 from diffsynth.cli.options import Debug, Dtype, Kinds, Verbose, dtype_named, expanded
 from diffsynth.cli.pipelines import USUAL, Kind, all_settings, kind_named, kind_of
@@ -94,6 +99,8 @@ def generate(
     prediction: Prediction = None,
     zero_terminal_snr: ZeroTerminalSnr = None,
     textual_inversion: Inversions = None,
+    lora: Loras = None,
+    lora_partly: LoraPartly = False,
     clip_tokenizer: Annotated[Path | None, typer.Option(help="vocab.txt, vocab.json, or its folder.")] = None,
     t5_tokenizer: Annotated[Path | None, typer.Option(help="spiece.model or its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu; the best there is by default.")] = None,
@@ -135,6 +142,11 @@ def generate(
     options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr
     options |= {"clip_tokenizer": clip_tokenizer, "t5_tokenizer": t5_tokenizer}
     inversions = inversions_named(textual_inversion) if textual_inversion else inversions_of(recipe)
+    if lora_partly and not lora:
+        raise InvalidRequest("--lora-partly goes with --lora.")
+    if not lora:
+        check_adapters(recipe)
+    loras = loras_named(lora, strict=not lora_partly) if lora else loras_of(recipe)
     kind.check_options(options, inversions, tuple(given))
     requests = _requests(kind, prompt or [recipe["prompt"]], num_images, call, conventions, options)
     outputs = [output]
@@ -148,7 +160,7 @@ def generate(
     latent = output.suffix.lower() != ".png"
     save: Callable[[Any, Path], Path] = save_latents if latent else save_image
     call["output_type"] = "latent" if latent else "pil"
-    manager = _load(paths, recipe, device, dtype, kinds)
+    manager = _load(paths, recipe, device, dtype, kinds, loras)
     for role in ("clip_tokenizer", "t5_tokenizer"):
         options[role] = options[role] or vocabulary_of(recipe, role)
     pipe = kind.make(manager, conventions, options, inversions)
@@ -267,7 +279,12 @@ def _opened(value: Path | list[Path]) -> Any:
 
 
 def _load(
-    paths: list[Path], recipe: dict[str, Any], device: str | None, dtype: str | None, kinds: list[str] | None
+    paths: list[Path],
+    recipe: dict[str, Any],
+    device: str | None,
+    dtype: str | None,
+    kinds: list[str] | None,
+    loras: list[Lora],
 ) -> ModelManager:
     """Load the files that were named, those of a recipe, or those of the catalogue."""
     import torch
@@ -286,5 +303,7 @@ def _load(
         parts = expanded(paths or download_models(["HunyuanDiT"]), kinds)
         for path, kind in parts:
             manager.load_model(path, kind=kind)
+    for lora in loras:
+        lora.load(manager)
     compare_files(manager, recipe)
     return manager

@@ -1,15 +1,20 @@
-"""Options of ``diffsynth generate`` that choose networks among all that the files hold, and words to learn."""
+"""Options of ``diffsynth generate``: which networks among all that the files hold, words to learn, and LoRAs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffsynth.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from diffsynth.manager import ModelManager
 
 _WHICH = "if the files hold several: its file or folder, version, prefix or index."
 Denoiser = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which denoiser, {_WHICH}")]
@@ -30,6 +35,13 @@ ZeroTerminalSnr = Annotated[
 Inversions = Annotated[
     list[str] | None,
     typer.Option("--textual-inversion", metavar="[WORD=]FILE", help="Learn a word from a file; repeat for each."),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[=SCALE]", help="Change the networks by a LoRA; repeat for each."),
+]
+LoraPartly = Annotated[
+    bool, typer.Option("--lora-partly", help="Leave out what of a LoRA belongs to no network, in place of an error.")
 ]
 
 
@@ -68,3 +80,55 @@ def inversions_named(texts: Sequence[str]) -> list[tuple[Path, str | None]]:
         found.append((Path(path), word) if named else (Path(text), None))
         open_checkpoint(found[-1][0])
     return found
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA to load, as the command line or a recipe names it."""
+
+    path: Path
+    scale: float = 1.0
+    strict: bool = True
+    merged: bool = False
+
+    def load(self, manager: ModelManager) -> None:
+        """Attach it, and merge it if it was merged when an image was drawn with it.
+
+        Raises:
+            CheckpointError: it does not fit the networks.
+            AmbiguousModel: it fits several.
+        """
+        lora = manager.load_lora(self.path, self.scale, strict=self.strict)
+        if self.merged:
+            lora.merge()
+
+
+def loras_named(texts: Sequence[str], *, strict: bool) -> list[Lora]:
+    """Return the LoRAs that ``--lora`` names; only their headers are read.
+
+    Raises:
+        CheckpointError: a file is no LoRA that can be read.
+        InvalidRequest: a scale is no finite number.
+    """
+    from diffsynth.core.checkpoint import open_checkpoint
+    from diffsynth.lora.apply import checked
+    from diffsynth.lora.formats import read_pairs
+
+    found = []
+    for text in texts:
+        path, scale = Path(text), 1.0
+        front, _, number = text.rpartition("=")
+        if front and not path.exists():
+            with suppress(ValueError):
+                path, scale = Path(front), float(number)
+        read_pairs(open_checkpoint(path))
+        found.append(Lora(path, checked(scale), strict))
+    return found
+
+
+def loras_of(recipe: dict[str, Any]) -> list[Lora]:
+    """Return the LoRAs that a recipe names."""
+    return [
+        Lora(Path(each["path"]), each["scale"], each.get("strict", True), each.get("merged", False))
+        for each in recipe.get("adapters", [])
+    ]

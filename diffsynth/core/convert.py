@@ -113,6 +113,16 @@ Rule: TypeAlias = Rename | Split | Join | Tie | Drop
 Rules: TypeAlias = tuple[Rule, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A change of low rank: the rows of a matrix of ours from ``first`` on change by ``up @ down``."""
+
+    ours: str
+    first: int
+    up: Tensor
+    down: Tensor
+
+
 @dataclass(frozen=True)
 class Conversion:
     """One step of a conversion: these keys of theirs are those keys of ours."""
@@ -132,6 +142,28 @@ class Conversion:
                 return [torch.cat(list(tensors))]
             case _:
                 return [tensors[0]] * len(self.ours)
+
+    def factors_to_ours(self, place: int, rows: Sequence[int], up: Tensor, down: Tensor) -> list[Factors]:
+        """Turn a change ``up @ down`` of one matrix of theirs into changes of ours, exactly and without multiplying.
+
+        Args:
+            place: which of ``theirs`` changes.
+            rows: how many rows each of ``theirs`` has.
+            up: (rows[place], rank).
+            down: (rank, columns).
+        """
+        match self.rule:
+            case Rename(op=op) if op is TRANSPOSE:
+                return [Factors(self.ours[0], 0, down.t(), up.t())]
+            case Rename(op=op):
+                return [Factors(self.ours[0], 0, op.forward(up), down)]
+            case Split():
+                parts = zip(self.ours, up.chunk(len(self.ours)), strict=True)
+                return [Factors(ours, 0, part, down) for ours, part in parts]
+            case Join():
+                return [Factors(self.ours[0], sum(rows[:place]), up, down)]
+            case _:
+                return [Factors(ours, 0, up, down) for ours in self.ours]
 
     def to_theirs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Turn tensors of ours, in the order of ``ours``, into those of the file."""

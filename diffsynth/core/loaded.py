@@ -26,6 +26,17 @@ class Holder(Protocol):
         """Keep a network no longer."""
 
 
+class Adapter(Protocol):
+    """What changes a network without being in its file, such as a LoRA."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Its file."""
+
+    def describe(self) -> dict[str, str | float | bool]:
+        """Return the settings that the change depends on now; ``kind`` is what it is."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel(Generic[M]):
     """A network in memory and where it came from.
@@ -38,6 +49,7 @@ class LoadedModel(Generic[M]):
         views: addresses of the weights that were views of the mapped file when it was loaded.
         holder: who keeps it, if anybody does.
         users: the pipelines that draw with it.
+        adapters: what changes it, in the order in which that came.
     """
 
     module: M
@@ -47,6 +59,7 @@ class LoadedModel(Generic[M]):
     views: frozenset[int] = frozenset()
     holder: weakref.ref[Holder] | None = None
     users: weakref.WeakSet[object] = field(default_factory=weakref.WeakSet)
+    adapters: list[Adapter] = field(default_factory=list)
 
     @property
     def mapped(self) -> bool:

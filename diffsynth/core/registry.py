@@ -146,7 +146,9 @@ class Registry:
         problem = [f"is not recognised {what}. It holds {len(header)} tensors: {', '.join(shown)}"]
         problem += [f"  nearest: {line}" for line in _near_misses(header, families, least=0.0 if kind else 0.01)]
         if any("lora" in key.lower() for key in header):
-            problem.append("  its names are those of a LoRA, which changes a network and is none itself")
+            problem.append(
+                "  its names are those of a LoRA, which changes a network: give it to load_lora, or as --lora"
+            )
         known = ", ".join(sorted(family.name for family in self.families))
         advice = (
             "Give a file of that network, or leave it open what the file is."

@@ -132,8 +132,9 @@ class ImagePipeline(ABC, Generic[R]):
         for model in self.models:  # a file that was written to meanwhile has spoilt the images
             model.check_unchanged()
         models = tuple(Source.of_model(model) for model in self.models)
+        adapters = Source.of_adapters(self.models)
         for image, request in zip(images, chosen, strict=True):
-            attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies))
+            attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies, adapters))
         return images
 
     def complete(self, request: R) -> R:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from diffsynth import __version__
+from diffsynth.core.checkpoint import Checkpoint
 from diffsynth.core.digest import sha256_of
 from diffsynth.core.files import replacing
 from diffsynth.core.formats.content import FileStamp
@@ -39,10 +40,10 @@ PICTURES = ("input_image", "mask_image", "masks")
 
 @dataclass(frozen=True)
 class Source:
-    """Files that an image was made with: of a network, or a vocabulary. Plain values that hold no network.
+    """Files that an image was made with: of a network, a vocabulary or a LoRA. Plain values that hold no network.
 
     Args:
-        role: a network's family, or what a vocabulary is for.
+        role: a network's family, what a vocabulary is for, or what changes networks.
         path: what the user named, made absolute.
         files: the files as they were when they were opened.
         facts: more that is known, such as layout and dtype.
@@ -51,19 +52,30 @@ class Source:
     role: str
     path: Path
     files: tuple[FileStamp, ...]
-    facts: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str | float | bool], ...] = ()
 
     @classmethod
     def of_model(cls, model: LoadedModel[Any]) -> Source:
         """Describe a loaded network."""
-        facts = {
+        facts: dict[str, str | float | bool] = {
             "layout": model.found.layout.name,
             "prefix": model.found.prefix,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
-        stamps = tuple(replace(stamp, path=stamp.path.absolute()) for stamp in model.checkpoint.stamps)
-        return cls(model.family.name, model.path.absolute(), stamps, tuple(facts.items()))
+        return cls._of_checkpoint(model.family.name, model.checkpoint, facts)
+
+    @classmethod
+    def of_adapters(cls, models: Iterable[LoadedModel[Any]]) -> tuple[Source, ...]:
+        """Describe what changes loaded networks, such as LoRAs, each once, as it is now."""
+        adapters = dict.fromkeys(adapter for model in models for adapter in model.adapters)
+        found = ((adapter.checkpoint, adapter.describe()) for adapter in adapters)
+        return tuple(cls._of_checkpoint(str(facts.pop("kind")), checkpoint, facts) for checkpoint, facts in found)
+
+    @classmethod
+    def _of_checkpoint(cls, role: str, checkpoint: Checkpoint, facts: Mapping[str, str | float | bool]) -> Source:
+        stamps = tuple(replace(stamp, path=stamp.path.absolute()) for stamp in checkpoint.stamps)
+        return cls(role, checkpoint.path.absolute(), stamps, tuple(facts.items()))
 
     @classmethod
     def of_file(cls, role: str, path: Path, **facts: str) -> Source:
@@ -102,6 +114,7 @@ class Recipe:
         request: the complete request.
         models: the networks that took part, the denoiser first.
         vocabularies: of the tokenizers, where they are files of their own.
+        adapters: what changed the networks, such as LoRAs, in the order in which that came.
     """
 
     pipeline: str
@@ -109,6 +122,7 @@ class Recipe:
     request: ImageRequest
     models: tuple[Source, ...]
     vocabularies: tuple[Source, ...] = ()
+    adapters: tuple[Source, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the recipe as plain values; files are hashed now, unless their hash is remembered."""
@@ -122,6 +136,7 @@ class Recipe:
             "request": {name: _plain(getattr(self.request, name)) for name in self.request.settings()},
             "models": [model.as_json() for model in self.models],
             "vocabularies": [vocabulary.as_json() for vocabulary in self.vocabularies],
+            "adapters": [adapter.as_json() for adapter in self.adapters],
         }
 
     def as_text(self) -> str:
@@ -272,6 +287,12 @@ def check_recipe(recipe: Any) -> None:
             raise ValueError(f"torch has no dtype {printable(dtype)!r}")
     for vocabulary in _of_kind(recipe.get("vocabularies", []), list, "vocabularies"):
         _check_source(vocabulary, "vocabularies")
+    for adapter in _of_kind(recipe.get("adapters", []), list, "adapters"):
+        _check_source(adapter, "adapters")
+        if adapter["family"] != "lora":
+            raise ValueError(f"adapters: {printable(adapter['family'])} is not known")
+        if not math.isfinite(_of_kind(adapter.get("scale"), (int, float), "adapters: scale")):
+            raise ValueError("its adapters: scale is not finite")
 
 
 def _check_source(source: Any, where: str) -> None:

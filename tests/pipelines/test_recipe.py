@@ -233,6 +233,9 @@ def with_recipe(path: Path, recipe: object) -> Path:
     return path
 
 
+A_LORA = {"family": "lora", "path": "a.safetensors", "files": [{"path": "a.safetensors", "sha256": None}]}
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
@@ -257,6 +260,10 @@ def with_recipe(path: Path, recipe: object) -> Path:
         (("models", 0, "files"), [{}], "files: path is missing"),
         (("models", 0, "files", 0, "sha256"), 5, "sha256 is 5"),
         (("vocabularies",), [[]], r"vocabularies is \[\]"),
+        (("adapters",), [[]], r"adapters is \[\]"),
+        (("adapters",), [{**A_LORA, "family": "control"}], "adapters: control is not known"),
+        (("adapters",), [{**A_LORA, "scale": None}], "adapters: scale is missing"),
+        (("adapters",), [{**A_LORA, "scale": float("inf")}], "adapters: scale is not finite"),
     ],
     ids=str,
 )

@@ -156,7 +156,7 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """Modulated norm and the projection of tokens to patches.
 
-    The released weights predict two halves, velocity and variance. Only the velocity is computed.
+    The released weights predict two halves, velocity and variance. Only the velocity is returned.
     """
 
     def __init__(self, config: HunyuanDiTConfig) -> None:
@@ -173,9 +173,6 @@ class FinalLayer(nn.Module):
         """Turn (B, N, D) into (B, N, p * p * C), the velocity of each patch, channel fastest."""
         normed = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
         modulated = torch.addcmul(condition.shift[:, None], normed, 1 + condition.scale[:, None])
-        weight, bias = (self._velocity_half(parameter) for parameter in (self.linear.weight, self.linear.bias))
-        return F.linear(modulated, weight, bias)
-
-    def _velocity_half(self, parameter: Tensor) -> Tensor:
-        """Return the rows of a weight or bias that predict the velocity: for each pixel, the first C of 2 C."""
-        return torch.unflatten(parameter, 0, (-1, 2, self.channels))[:, 0].flatten(0, 1)
+        both = self.linear(modulated)  # for each pixel, C values of the velocity and C of the variance
+        velocity: Tensor = torch.unflatten(both, -1, (-1, 2, self.channels))[..., 0, :]
+        return velocity.flatten(-2)
