@@ -111,7 +111,7 @@ def test_eight_processes_make_one_transfer_of_each_file(hub: Hub, tmp_path: Path
 
 
 def test_ctrl_c_in_the_middle_of_a_file_is_one_line_and_the_next_run_goes_on(hub: Hub, tmp_path: Path) -> None:
-    files = published(size=2_000_000)
+    files = published(size=6_000_000)
     hub.publish(dict.fromkeys(V1_0, files))
     fault = hub.fault("slow", FILE["ModelScope"], times=-1)
     folder = tmp_path / "models"
