@@ -22,7 +22,15 @@ from diffsynth.training.pictures import Batch
 from diffsynth.training.precision import attending_in, computing_in
 from diffsynth.training.randomness import generator_for
 from diffsynth.training.record import Record
-from diffsynth.training.state import STATE, Learning, checkpoints, read_state, write_checkpoint, write_state
+from diffsynth.training.state import (
+    STATE,
+    Learning,
+    checkpoints,
+    keep_newest,
+    read_state,
+    write_checkpoint,
+    write_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +91,8 @@ class Loop:
         if found := checkpoints(self.folder):
             self.step = read_state(found[-1] / STATE, self.learning)
             logger.info("going on after step %d of %s", self.step, found[-1])
+            if self.workers.writes:  # a run that was killed just after its last checkpoint has not done it
+                keep_newest(self.folder, self.config.record.keep)
 
     def run(self, until: int, record: Record, on_step: OnStep = no_report) -> None:
         """Train until that many steps are done.

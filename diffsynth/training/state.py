@@ -129,9 +129,14 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], keep: 
         keep: checkpoints that stay.
     """
     final = write_folder(run / FOLDER / f"step-{step:06d}", write)
+    keep_newest(run, keep)
+    return final
+
+
+def keep_newest(run: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints of a run."""
     for old in checkpoints(run)[:-keep]:
         remove_folder(old)
-    return final
 
 
 def write_folder(final: Path, write: Callable[[Path], None]) -> Path:

@@ -47,7 +47,7 @@ def test_killed_at_many_moments_it_ends_as_if_it_were_not(job: str, every: int, 
         assert differing(run / file.relative_to(whole), file) == []
     assert losses(run) == losses(whole)
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
-    assert [path.name for path in checkpoints(run)][-2:] == ["step-000004", "step-000006"]  # a kill may spare one more
+    assert [path.name for path in checkpoints(run)] == ["step-000004", "step-000006"]
 
 
 def test_killed_from_outside_the_command_line_goes_on(tmp_path: Path) -> None:
