@@ -6,5 +6,8 @@
     python -m examples.emoji_painter.bundle build/painter/denoiser/final --autoencoder FILE-OF-1
     python -m examples.emoji_painter.evaluate --model diffsynth/hub/bundled/HunyuanDiT-Emoji --output build/evaluation
 
+The files that come along were trained in several runs, with scenes that changed between them; their headers and the
+card have the settings of the last.
+
 Needs ``pip install "diffsynth[painter]"`` and the font of Debian's ``fonts-noto-color-emoji``.
 """
