@@ -26,7 +26,7 @@ from diffsynth.errors import (
 from diffsynth.lora.choice import choose
 from diffsynth.lora.formats import Pair, read_pairs
 from diffsynth.lora.layers import Addition, Change, Layer, Strength
-from diffsynth.lora.names import Place, means_dots
+from diffsynth.lora.names import Place, means_root
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def attach_lora(
         raise choice.mismatch(left, strays)
     lora.unmatched = (*(pair.down for pair in left), *strays)
     lora.ranks = tuple(sorted({pair.rank for pair in found}))
-    root = any(means_dots(pair, place) for pair, (_, place) in found.items())
+    root = any(means_root(pair, place) for pair, (_, place) in found.items())
     lora.attach((network, pair, place, _factor(pair, root=root)) for pair, (network, place) in found.items())
     logger.info("attached %r", lora)
     if lora.unmatched:

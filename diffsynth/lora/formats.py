@@ -111,7 +111,7 @@ def read_pairs(checkpoint: Checkpoint) -> tuple[list[Pair], list[str]]:
             if layers.setdefault(name, {}).setdefault(way, key) != key:
                 raise CorruptCheckpoint(checkpoint.path, f"has two matrices {way!r} for {printable(name, 200)}", "")
         elif match := _ALPHA.fullmatch(key):
-            alphas[_modern(match["name"], match["mark"] or "")] = key
+            alphas[squashed(_modern(match["name"], match["mark"] or ""))] = key
         else:
             strays.append(key)
     if not layers:
@@ -120,10 +120,17 @@ def read_pairs(checkpoint: Checkpoint) -> tuple[list[Pair], list[str]]:
             f"holds no LoRA, but {len(checkpoint.header)} tensors such as {listed(checkpoint.header, 3)}",
             "A network is loaded with load_model.",
         )
-    strays += [key for name, key in alphas.items() if name not in layers]
     said = _settings(checkpoint, any("lora_A" in parts.get("down", "") for parts in layers.values()))
-    pairs = [_pair(checkpoint, name, parts, alphas.get(name), name in dotted) for name, parts in layers.items()]
+    own = {name: _alpha_of(name, alphas, dotted=name in dotted) for name in layers}
+    strays += [key for key in alphas.values() if key not in own.values()]
+    pairs = [_pair(checkpoint, name, parts, own[name], name in dotted) for name, parts in layers.items()]
     return [_told(pair, said) for pair in pairs], strays
+
+
+def _alpha_of(name: str, alphas: Mapping[str, str], *, dotted: bool) -> str | None:
+    """Return the key of a layer's alpha; one family's first web page has it under the bare name of the weight."""
+    flat = squashed(name)
+    return alphas.get(flat) or (alphas.get(flat.removeprefix("unet_")) if dotted else None)
 
 
 def _modern(name: str, mark: str) -> str:

@@ -26,12 +26,14 @@ class Place:
 
     Args:
         name: of the layer.
+        layout: the spelling that has this name.
         step: which tensors of ours its weight is.
         index: which of the tensors of that step it is.
         shapes: of all of these.
     """
 
     name: str
+    layout: str
     step: Conversion
     index: int
     shapes: tuple[tuple[int, ...], ...]
@@ -107,7 +109,9 @@ def places(network: LoadedModel[Any], layout: Layout) -> dict[str, Place]:
         shapes = tuple(tuple(tensor.shape) for tensor in theirs)
         for index, key in enumerate(step.theirs):
             name = key.removesuffix("weight").rstrip("._")
-            found[squashed(name)] = found[squashed(layout.prefix + name)] = Place(name, step, index, shapes)
+            found[squashed(name)] = found[squashed(layout.prefix + name)] = Place(
+                name, layout.name, step, index, shapes
+            )
     return found
 
 
@@ -126,6 +130,9 @@ def changeable(module: nn.Module, key: str) -> bool:
     )
 
 
-def means_dots(pair: Pair, place: Place) -> bool:
-    """Whether a file has dots where the layer's name has underscores; it then means another scale without alpha."""
-    return pair.dotted and "_" in place.name and pair.name.endswith(place.name.replace("_", "."))
+def means_root(pair: Pair, place: Place) -> bool:
+    """Whether a file is of HunyuanDiT's first web page, which means another scale where it says no alpha.
+
+    It names layers of the published files, with dots in the place of underscores, as those of a UNet.
+    """
+    return pair.dotted and place.layout == "original" and pair.name == f"unet.{place.name.replace('_', '.')}"
