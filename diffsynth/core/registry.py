@@ -75,12 +75,12 @@ class Registry:
 
     @classmethod
     def collect(cls, package: ModuleType) -> Registry:
-        """Take every folder of a package that declares ``FAMILY``."""
+        """Take every folder of a package that declares a ``FAMILY``, or several as ``FAMILIES``."""
         modules = (
             importlib.import_module(f"{package.__name__}.{info.name}")
             for info in pkgutil.iter_modules(package.__path__)
         )
-        return cls(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+        return cls(family for module in modules for family in _declared_by(module))
 
     def family(self, name: str) -> ModelFamily:
         """Return a family by its name or one of its aliases.
@@ -157,6 +157,12 @@ class Registry:
             f"with one of: {known}."
         )
         return "\n".join(problem), f"{advice} `diffsynth inspect` lists its keys."
+
+
+def _declared_by(module: ModuleType) -> tuple[ModelFamily, ...]:
+    """Return the families of a folder: one, or several that share layers."""
+    one: tuple[ModelFamily, ...] = (module.FAMILY,) if hasattr(module, "FAMILY") else ()
+    return tuple(getattr(module, "FAMILIES", one))
 
 
 def without_copies(networks: Sequence[Identified]) -> list[Identified]:

@@ -121,18 +121,19 @@ class ImagePipeline(ABC, Generic[R]):
             known = ", ".join(get_args(OutputType))
             raise InvalidRequest(f"output_type is {printable(output_type)!r}; known are: {known}.")
         self._check_not_released()
-        for model in self.models:
-            model.check_unchanged()
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
         hires.check(chosen[0], self.scheduler_for(chosen[0]))
+        taking_part = self.models_for(chosen[0])
+        for model in taking_part:
+            model.check_unchanged()
         latents = self._draw_stages(chosen, monitor or Monitor(terminal_bar))
         images = self._hand_out(latents, chosen[0], output_type)
-        for model in self.models:  # a file that was written to meanwhile has spoilt the images
+        for model in taking_part:  # a file that was written to meanwhile has spoilt the images
             model.check_unchanged()
-        models = tuple(Source.of_model(model) for model in self.models)
-        adapters = Source.of_adapters(self.models)
+        models = tuple(Source.of_model(model) for model in taking_part)
+        adapters = Source.of_adapters(taking_part)
         for image, request in zip(images, chosen, strict=True):
             attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies, adapters))
         return images
@@ -211,7 +212,11 @@ class ImagePipeline(ABC, Generic[R]):
     @property
     @abstractmethod
     def models(self) -> tuple[LoadedModel[Any], ...]:
-        """The loaded networks that take part, the denoiser first."""
+        """The loaded networks, the denoiser first."""
+
+    def models_for(self, request: R) -> tuple[LoadedModel[Any], ...]:
+        """Return those of the networks that a complete request needs; its recipe names them."""
+        return self.models
 
     @property
     @abstractmethod

@@ -57,15 +57,18 @@ def seed_from(source: int | torch.Generator | None) -> int:
     return source.initial_seed() if unused else drawn
 
 
-def image_to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
-    """Return an image as (1, 3, H, W) float32 in [-1, 1], resized if need be; transparency is laid on white."""
+def rgb_of_size(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return an image in RGB, resized if need be; transparency is laid on white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     image = image.convert("RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    values = torch.from_numpy(np.array(image, dtype=np.float32))
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def image_to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
+    """Return an image as (1, 3, H, W) float32 in [-1, 1], resized if need be; transparency is laid on white."""
+    values = torch.from_numpy(np.array(rgb_of_size(image, height, width), dtype=np.float32))
     return (values * (2 / 255) - 1).permute(2, 0, 1)[None]
 
 

@@ -27,6 +27,7 @@ ALIASES = {
     "strength": "denoising_strength",
     "image": "input_image",
     "generator": "seed",
+    "controlnet_image": "controlnet_images",
 }
 HIRES = ("hires_scale", "hires_height", "hires_width", "hires_strength", "hires_steps", "hires_upscale")
 HIRES_SIZES = HIRES[:3]
@@ -142,7 +143,8 @@ def resolve_names(settings: Mapping[str, Any], known: Sequence[str], hints: Sequ
     for name, value in settings.items():
         ours = ALIASES.get(name, name)
         if ours not in known:
-            near = get_close_matches(name, [*known, *ALIASES, *hints], n=3)
+            others = (alias for alias, meant in ALIASES.items() if meant in known)
+            near = get_close_matches(name, [*known, *others, *hints], n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else f" Known are: {', '.join(known)}."
             raise InvalidRequest(f"there is no setting called {printable(name)!r}.{hint}")
         if ours in resolved:

@@ -139,10 +139,15 @@ def test_families_answer_to_their_aliases() -> None:
         lamps.family("something else")
 
 
-def test_folders_without_a_family_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_declare_one_family_or_several_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in (
         ("lamp_folder", "from tests.core.small_family import family\nFAMILY = family()"),
         ("other", ""),
+        (
+            "two_lamps",
+            "from tests.core.small_family import family\n"
+            "FAMILY = family('torch_lamp')\nFAMILIES = (FAMILY, family('oil_lamp'))",
+        ),
     ):
         (tmp_path / "shelf" / name).mkdir(parents=True)
         (tmp_path / "shelf" / name / "__init__.py").write_text(content, "utf-8")
@@ -151,7 +156,7 @@ def test_folders_without_a_family_are_passed_over(tmp_path: Path, monkeypatch: p
     package.__path__ = [str(tmp_path / "shelf")]
     monkeypatch.setitem(__import__("sys").modules, "shelf", package)
 
-    assert [each.name for each in Registry.collect(package).families] == ["lamp"]
+    assert [each.name for each in Registry.collect(package).families] == ["lamp", "torch_lamp", "oil_lamp"]
 
 
 def test_sizes_that_no_key_tells_are_a_reason_and_no_crash(tmp_path: Path) -> None:
