@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import torch
@@ -30,6 +30,11 @@ class TextFeatures:
     clip_mask: Tensor
     t5: Tensor
     t5_mask: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
+        """Return the rows of several prompts' features, in order."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from diffsynth.core.loaded import LoadedModel
@@ -34,6 +34,7 @@ from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
+from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
 from diffsynth.schedulers.base import Scheduler
 from diffsynth.schedulers.catalog import make_scheduler
 
@@ -42,6 +43,14 @@ logger = logging.getLogger(__name__)
 BETA_START = 0.00085
 # Diffusers' default, "blocks.1", is a pattern that fits the numbers of these blocks.
 PERTURBED_BLOCKS = frozenset({1, *range(10, 20)})
+
+
+class Text(NamedTuple):
+    """A prompt and the layer of each text encoder that it is read with, from the end."""
+
+    prompt: str
+    clip_skip: int
+    clip_skip_2: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -192,21 +201,32 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             spacing=request.spacing,
         )
 
+    @property
     @override
-    def draw_latents(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> Tensor:
-        encoder = self.prompt_encoder
-        remedy = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
-        texts = self._texts(requests)
-        distinct = sorted(set(texts))
-        features = finite(lambda: self._encode(distinct, requests[0]), (encoder.clip, encoder.t5), remedy)
-        rows = [distinct.index(text) for text in texts]
-        return finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), remedy)
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return (self.prompt_encoder.clip, self.prompt_encoder.t5)
 
-    def _encode(self, texts: Sequence[str], request: HunyuanDiTRequest) -> tuple[TextFeatures, str | None]:
-        """Return the features of texts, and where they are not finite, if so."""
-        features = self.prompt_encoder(texts, clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
-        good = features.clip.isfinite().all() and features.t5.isfinite().all()
-        return features, None if good else "the text encoder's features"
+    @override
+    def texts_of(self, request: HunyuanDiTRequest) -> list[Text]:
+        """Return the negative prompt, if it is asked for, the prompt, and each local prompt."""
+        assert request.cfg_scale is not None
+        strip = str.strip if self.conventions.strips_prompts else str
+        guided = self.conventions.guides(request.cfg_scale)
+        prompts = [request.negative_prompt or ""] if guided else []
+        prompts += [request.prompt, *request.local_prompts]
+        return [Text(strip(prompt), request.clip_skip, request.clip_skip_2) for prompt in prompts]
+
+    @override
+    def encode(self, text: Text) -> TextFeatures:
+        return self.prompt_encoder([text.prompt], clip_skip=text.clip_skip, clip_skip_2=text.clip_skip_2)
+
+    @override
+    def draw_stage(self, requests: Sequence[HunyuanDiTRequest], texts: Texts, monitor: Monitor) -> Tensor:
+        wanted = rows_of(self.texts_of(request) for request in requests)
+        distinct = sorted(set(wanted))
+        features = TextFeatures.cat([texts[text] for text in distinct])
+        rows = [distinct.index(text) for text in wanted]
+        return finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), REMEDY)
 
     def _denoise(
         self, requests: Sequence[HunyuanDiTRequest], features: TextFeatures, rows: list[int], monitor: Monitor
@@ -249,16 +269,6 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
         return latents, first_bad(good)
 
-    def _texts(self, requests: Sequence[HunyuanDiTRequest]) -> list[str]:
-        """Return the prompt of every row the denoiser is run on: negative, positive, each local prompt, per image."""
-        assert requests[0].cfg_scale is not None
-        guided = self.conventions.guides(requests[0].cfg_scale)
-        strip = str.strip if self.conventions.strips_prompts else str
-        positive = [strip(each.prompt) for each in requests]
-        negative = [strip(each.negative_prompt or "") for each in requests] if guided else []
-        local = [strip(text) for text in requests[0].local_prompts for _ in requests]
-        return [*negative, *positive, *local]
-
     def _guidance(self, request: HunyuanDiTRequest, height: int, width: int) -> Guidance:
         assert request.cfg_scale is not None
         scales = request.mask_scales or (1.0,) * len(request.masks)
@@ -288,7 +298,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         return self.denoiser.encode_condition(features, sizes)
 
     def _predictor(self, plan: Plan, guidance: Guidance, count: int, tile: TokenTiling | None) -> Predict:
-        """Return the guided prediction for ``count`` images; the plan's rows lie as ``_texts`` lists them."""
+        """Return the guided prediction for ``count`` images; the plan's rows lie as ``rows_of`` lists them."""
         sides = len(plan) // count
         first = 0 if guidance.scale is None else 1  # the side of the prompts
         prompts_only = plan.rows(slice(first * count, (first + 1) * count))
