@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from tests.naming import as_written
 
 from .conftest import Load
 from .toy import OTHER_PROMPT, PROMPT
@@ -56,11 +56,6 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "tile_stride": (TILES, 3),
     "perturbed_attention_scale": ({}, 2.0),
 }
-
-
-def as_written(value: object) -> str:
-    """Name a case the same in every process: without addresses in memory."""
-    return re.sub(r" at 0x[0-9A-Fa-f]+", "", str(value))
 
 
 def test_the_table_of_changes_knows_every_setting() -> None:
