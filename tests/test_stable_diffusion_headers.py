@@ -17,6 +17,8 @@ from diffsynth.core.registry import Identification, Registry
 from diffsynth.errors import UnknownCheckpoint
 from diffsynth.models.autoencoder_kl.config import AutoencoderKLConfig
 from diffsynth.models.clip.config import ClipTextConfig
+from diffsynth.models.clip_vision.config import ClipVisionConfig
+from diffsynth.models.ip_adapter.config import IPAdapterConfig
 from diffsynth.models.unet.config import UNetConfig
 from tests import released
 
@@ -58,6 +60,10 @@ EXPECTED: dict[str, tuple[Found, ...]] = {
     "clip_l": (("", "clip", "transformers", CLIP_L, "CLIP-L"),),
     "clip_big_g": (("", "clip", "transformers", BIG_G, "OpenCLIP bigG"),),
     "vae": (("", "autoencoder_kl", "diffusers", AutoencoderKLConfig(), ""),),
+    "sd15_image_encoder": (("", "clip_vision", "transformers", ClipVisionConfig(), "OpenCLIP ViT-H"),),
+    "sdxl_image_encoder": (("", "clip_vision", "transformers", ClipVisionConfig.big_g(), "OpenCLIP ViT-bigG"),),
+    "sd15_ip_adapter": (("", "ip_adapter", "original", IPAdapterConfig(), "SD 1.5"),),
+    "sdxl_ip_adapter": (("", "ip_adapter", "original", IPAdapterConfig.sdxl(), "SDXL"),),
 }
 UNKNOWN = sorted(set(NAMES) - EXPECTED.keys())
 BUFFERS = ("position_ids", "logit_scale", "denoiser.sigmas")
@@ -74,8 +80,13 @@ def read(name: str) -> released.Released:
     return released.read(f"stable_diffusion/{name}")
 
 
+def flat(shapes: released.Shapes) -> released.Shapes:
+    """Join the dicts of a file of dicts by dots, as safetensors files of the same weights do."""
+    return {key.replace("|", "."): shape for key, shape in shapes.items()}
+
+
 def identify(name: str, folder: Path) -> Identification:
-    path = released.write_hollow(read(name).shapes, folder / f"{name}.safetensors")
+    path = released.write_hollow(flat(read(name).shapes), folder / f"{name}.safetensors")
     return REGISTRY.identify(open_checkpoint(path))
 
 
@@ -129,7 +140,7 @@ def test_a_released_file_is_recognised_whole(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_our_tables_write_every_key_of_a_released_file_back(name: str, tmp_path: Path) -> None:
-    shapes = read(name).shapes
+    shapes = flat(read(name).shapes)
     checkpoint = open_checkpoint(released.write_hollow(shapes, tmp_path / "file.safetensors"))
 
     written: released.Shapes = {}
@@ -139,12 +150,16 @@ def test_our_tables_write_every_key_of_a_released_file_back(name: str, tmp_path:
         written |= released.beneath(found.prefix, ours)
 
     unread = {key: shape for key, shape in shapes.items() if key not in written}
-    assert released.signature(written | unread) == read(name).signature
+    if shapes != read(name).shapes:
+        nested = {key.replace(".", "|", 1): shape for key, shape in (written | unread).items()}
+        assert nested_signature(nested) == read(name).signature
+    else:
+        assert released.signature(written | unread) == read(name).signature
     assert all(key.endswith(BUFFERS) for key in unread)
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_control_networks_adapters_and_image_encoders_are_not_taken_for_others(name: str, tmp_path: Path) -> None:
+def test_control_networks_are_not_taken_for_others(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownCheckpoint) as raised:
         identify(name, tmp_path)
 
@@ -154,11 +169,40 @@ def test_control_networks_adapters_and_image_encoders_are_not_taken_for_others(n
 
 def test_a_full_file_of_openai_gives_its_text_encoder(tmp_path: Path) -> None:
     shapes = read("clip_l").shapes | {"text_projection.weight": (768, 768), "logit_scale": ()}
-    image = {key: shape for key, shape in read("sd15_image_encoder").shapes.items() if "vision_model" in key}
+    image = read("sd15_image_encoder").shapes
     path = released.write_hollow(shapes | image, tmp_path / "model.safetensors")
 
     identification = REGISTRY.identify(open_checkpoint(path))
 
-    (found,) = identification.networks
+    (found,), (other,) = identification.networks, identification.on_request
     assert found.config == replace(CLIP_L, projection_size=768)
-    assert len(identification.unclaimed) == len(image)
+    assert (other.family.name, other.config) == ("clip_vision", ClipVisionConfig())
+    assert set(identification.unclaimed) == image.keys()
+    assert identification.nearly == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (("latents", "proj_in.weight", "layers.0.0.to_q.weight", "norm_out.weight"), "IP-Adapter Plus,"),
+        (("proj.0.weight", "proj.2.weight", "norm.weight"), "IP-Adapter FaceID,"),
+        (("proj.0.weight", "proj.2.weight", "norm.weight", "perceiver_resampler.proj_in.weight"), "FaceID Plus,"),
+        (("proj.0.weight", "proj.2.weight", "proj.3.weight"), "IP-Adapter Full Face,"),
+    ],
+)
+def test_other_versions_of_the_ip_adapter_are_refused_by_name(keys: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    layers = {key: shape for key, shape in flat(read("sd15_ip_adapter").shapes).items() if "ip_adapter" in key}
+    path = released.write_hollow(
+        layers | {f"image_proj.{key}": (5, 7) for key in keys}, tmp_path / "adapter.safetensors"
+    )
+
+    with pytest.raises(UnknownCheckpoint, match=rf"is an {'.*' if 'Face' in name else ''}{name} which reads|resamples"):
+        REGISTRY.identify(open_checkpoint(path))
+
+
+def test_the_safety_checker_is_not_taken_for_an_image_encoder(tmp_path: Path) -> None:
+    shapes = read("sd15_image_encoder").shapes | {"concept_embeds": (17, 768), "concept_embeds_weights": (17,)}
+    path = released.write_hollow(shapes, tmp_path / "model.safetensors")
+
+    with pytest.raises(UnknownCheckpoint, match="concept_embeds belongs to another network"):
+        REGISTRY.identify(open_checkpoint(path))

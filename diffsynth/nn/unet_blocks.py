@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffsynth.nn.attention import AttentionHook, KeysValues, plain_attention
 from diffsynth.nn.resnet import Downsample, ResnetBlock, Upsample
-from diffsynth.nn.transformer_2d import AttentionHook, KeysValues, Transformer2D, plain_attention
+from diffsynth.nn.transformer_2d import Transformer2D
 
 RESNET_EPS = 1e-5
 

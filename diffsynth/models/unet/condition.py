@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from diffsynth.nn.transformer_2d import KeysValues
+from diffsynth.nn.attention import KeysValues
 
 Rows: TypeAlias = slice | Sequence[int]
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from diffsynth.models.unet.condition import Condition, Controls, Plan
 from diffsynth.models.unet.config import UNetConfig
+from diffsynth.nn.attention import AttentionHook, KeysValues, plain_attention
 from diffsynth.nn.embeddings import sinusoid
 from diffsynth.nn.resnet import silu
-from diffsynth.nn.transformer_2d import Attention, AttentionHook, KeysValues, plain_attention
+from diffsynth.nn.transformer_2d import Attention
 from diffsynth.nn.unet_blocks import RESNET_EPS, DownLevel, LevelCondition, LevelSizes, MidLevel, UpLevel
 
 
