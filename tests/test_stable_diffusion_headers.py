@@ -191,7 +191,7 @@ def test_a_control_network_in_one_file_with_what_it_was_trained_on_is_found_besi
 def test_a_control_network_without_transformer_blocks_is_recognised(tmp_path: Path) -> None:
     fewer = {key: shape for key, shape in read("sdxl_controlnet").shapes.items() if ".transformer_blocks." not in key}
     middle = {key: shape for key, shape in read("sdxl_controlnet").shapes.items()
-              if "blocks.2" in key and ".transformer_blocks.0." in key or key in fewer}  # fmt: skip
+              if ("blocks.2" in key and ".transformer_blocks.0." in key) or key in fewer}  # fmt: skip
 
     found = []
     for name, shapes in (("small", fewer), ("mid", middle)):
