@@ -28,5 +28,6 @@ CONTROL = ModelFamily(
     layouts=control_weights.LAYOUTS,
     aliases=("sd_controlnet", "sdxl_controlnet", "sdxl_controlnet_union"),
     version=lambda config: config.version,
+    copies=FAMILY.name,
 )
 FAMILIES = (FAMILY, CONTROL)
