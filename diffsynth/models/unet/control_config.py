@@ -103,6 +103,4 @@ class ControlNetConfig(EncoderConfig):
     @classmethod
     def tiny_small(cls) -> Self:
         """Return sizes for tests, in the shape of a small network for SDXL, which is told nothing of the text."""
-        return replace(
-            cls.tiny_union(), depths=(0, 0, 0), mid_depth=0, context_size=0, bare_levels=(1, 2, 3), types=0
-        )
+        return replace(cls.tiny_union(), depths=(0, 0, 0), mid_depth=0, context_size=0, bare_levels=(1, 2, 3), types=0)
