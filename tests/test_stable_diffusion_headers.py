@@ -20,12 +20,14 @@ from diffsynth.models.clip.config import ClipTextConfig
 from diffsynth.models.clip_vision.config import ClipVisionConfig
 from diffsynth.models.ip_adapter.config import IPAdapterConfig
 from diffsynth.models.unet.config import UNetConfig
+from diffsynth.models.unet.control_config import ControlNetConfig
 from tests import released
 
 REGISTRY = Registry.collect(models)
 NAMES = sorted(path.stem for path in (released.FOLDER / "stable_diffusion").glob("*.json"))
 
 SD, XL, REFINER = UNetConfig(), UNetConfig.sdxl(), UNetConfig.sdxl_refiner()
+CONTROL, XL_CONTROL = ControlNetConfig(), ControlNetConfig.sdxl()
 CLIP_L, BIG_G = ClipTextConfig(), ClipTextConfig.big_g()
 
 Found = tuple[str, str, str, Any, str]  # prefix, family, layout, config, version
@@ -35,6 +37,10 @@ VAE: Found = ("first_stage_model.", "autoencoder_kl", "ldm", AutoencoderKLConfig
 
 def denoiser(config: UNetConfig, version: str) -> Found:
     return ("model.diffusion_model.", "unet", "ldm", config, version)
+
+
+def union(types: int) -> ControlNetConfig:
+    return replace(XL_CONTROL, types=types)
 
 
 CLIP_OF_XL: Found = ("conditioner.embedders.0.transformer.", "clip", "transformers", CLIP_L, "CLIP-L")
@@ -57,6 +63,11 @@ EXPECTED: dict[str, tuple[Found, ...]] = {
     "sdxl_unet": (("", "unet", "diffusers", XL, "SDXL"),),
     "sdxl_refiner_unet": (("", "unet", "diffusers", REFINER, "SDXL refiner"),),
     "kolors_unet": (("", "unet", "diffusers", replace(XL, text_size=4096, label_size=5632), "Kolors"),),
+    "sd15_controlnet": (("control_model.", "unet_controlnet", "ldm", CONTROL, "SD 1.5"),),
+    "sd15_controlnet_diffusers": (("", "unet_controlnet", "diffusers", CONTROL, "SD 1.5"),),
+    "sdxl_controlnet": (("", "unet_controlnet", "diffusers", XL_CONTROL, "SDXL"),),
+    "sdxl_controlnet_union": (("", "unet_controlnet", "diffusers", union(8), "SDXL union promax"),),
+    "sdxl_controlnet_union_6": (("", "unet_controlnet", "diffusers", union(6), "SDXL union"),),
     "clip_l": (("", "clip", "transformers", CLIP_L, "CLIP-L"),),
     "clip_big_g": (("", "clip", "transformers", BIG_G, "OpenCLIP bigG"),),
     "vae": (("", "autoencoder_kl", "diffusers", AutoencoderKLConfig(), ""),),
@@ -65,7 +76,6 @@ EXPECTED: dict[str, tuple[Found, ...]] = {
     "sd15_ip_adapter": (("", "ip_adapter", "original", IPAdapterConfig(), "SD 1.5"),),
     "sdxl_ip_adapter": (("", "ip_adapter", "original", IPAdapterConfig.sdxl(), "SDXL"),),
 }
-UNKNOWN = sorted(set(NAMES) - EXPECTED.keys())
 BUFFERS = ("position_ids", "logit_scale", "denoiser.sigmas")
 GROUPS = {  # published signatures of the parts of a single file
     ("sd15", "model"): "3926bf373b39a67eeafd7901478a47a7",
@@ -158,13 +168,32 @@ def test_our_tables_write_every_key_of_a_released_file_back(name: str, tmp_path:
     assert all(key.endswith(BUFFERS) for key in unread)
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_control_networks_are_not_taken_for_others(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnknownCheckpoint) as raised:
-        identify(name, tmp_path)
+def test_a_control_network_in_one_file_with_what_it_was_trained_on_is_found_beside_it(tmp_path: Path) -> None:
+    shapes = read("sd15").shapes | read("sd15_controlnet").shapes
+    path = released.write_hollow(shapes, tmp_path / "control_sd15_canny.safetensors")
 
-    assert f"It holds {len(read(name).shapes)} tensors" in str(raised.value)
-    assert ("nearest: unet" in str(raised.value)) == ("controlnet" in name)
+    identification = REGISTRY.identify(open_checkpoint(path))
+
+    assert identification.unclaimed == ()
+    families = [each.family.name for each in identification.networks]
+    assert sorted(families) == ["autoencoder_kl", "clip", "unet", "unet_controlnet"]
+
+
+def test_a_control_network_without_transformer_blocks_is_recognised(tmp_path: Path) -> None:
+    fewer = {key: shape for key, shape in read("sdxl_controlnet").shapes.items() if ".transformer_blocks." not in key}
+    middle = {key: shape for key, shape in read("sdxl_controlnet").shapes.items()
+              if ("blocks.2" in key and ".transformer_blocks.0." in key) or key in fewer}  # fmt: skip
+
+    found = []
+    for name, shapes in (("small", fewer), ("mid", middle)):
+        path = released.write_hollow(shapes, tmp_path / f"{name}.safetensors")
+        (network,) = REGISTRY.identify(open_checkpoint(path)).networks
+        check_header(network, open_checkpoint(path), network.family.build_on_meta(network.config).state_dict())
+        found.append((network.config, network.family.version(network.config)))
+
+    small = replace(XL_CONTROL, depths=(0, 0, 0), mid_depth=0, context_size=0, bare_levels=(1, 2, 3))
+    mid = replace(XL_CONTROL, depths=(0, 0, 1), mid_depth=0, bare_levels=(1, 3))
+    assert found == [(small, "SDXL"), (mid, "SDXL")]
 
 
 def test_a_full_file_of_openai_gives_its_text_encoder(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class ModelFamily:
         dtype: what the network is kept in whatever the manager's dtype, or None.
         on_request: whether it is left in a file that holds other networks too, unless it is asked for by name.
         relatives: networks that are told apart by name and refused.
+        copies: name of a family of which this has some layers too; a change that fits both is meant for that one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ModelFamily:
     dtype: torch.dtype | None = None
     on_request: bool = False
     relatives: tuple[Relative, ...] = ()
+    copies: str = ""
 
     def layout(self, name: str) -> Layout:
         """Return one layout by its name.

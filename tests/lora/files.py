@@ -19,7 +19,7 @@ Layers = dict[str, tuple[Tensor, Tensor]]
 RANK = 3
 TABLES = (
     "embed_tokens", "token_embedding", "position_embedding", "embeddings.", "shared", "positional", "padding",
-    "relative", "style_embedder",
+    "relative", "style_embedder", "task_embedding",
 )  # fmt: skip
 
 

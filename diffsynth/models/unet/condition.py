@@ -87,6 +87,14 @@ class Controls:
         """Return everything times a number."""
         return Controls(tuple(skip * scale for skip in self.skips), self.mid * scale)
 
+    def rising(self) -> Controls:
+        """Return everything times factors that rise evenly in logarithm from 0.1 for the first to 1 for the middle.
+
+        With these a control network guesses what the image is without a prompt ("guess mode").
+        """
+        *factors, _ = torch.logspace(-1, 0, len(self.skips) + 1).tolist()
+        return Controls(tuple(skip * factor for skip, factor in zip(self.skips, factors, strict=True)), self.mid)
+
     def __add__(self, other: Controls) -> Controls:
         """Return the sum of two networks' outputs."""
         pairs = zip(self.skips, other.skips, strict=True)
