@@ -26,7 +26,7 @@ from diffsynth.pipelines.latents import seed_from
 from diffsynth.pipelines.monitor import Monitor, terminal_bar
 from diffsynth.pipelines.recipe import Recipe, Source, attach, drawn_with
 from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
-from diffsynth.pipelines.texts import Texts, encode_distinct
+from diffsynth.pipelines.texts import NO_TEXTS, Texts, encode_distinct
 from diffsynth.schedulers.base import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -144,17 +144,21 @@ class ImagePipeline(ABC, Generic[R]):
         return chosen
 
     @torch.no_grad()
-    def encode_texts(self, requests: Iterable[R]) -> Texts:
+    def encode_texts(self, requests: Iterable[R], known: Texts = NO_TEXTS) -> Texts:
         """Encode every distinct text of complete requests once; they may differ in anything.
 
         A text is encoded alone, so its features, and the images drawn with them, do not depend on the other texts.
+
+        Args:
+            requests: as ``prepare`` returns them.
+            known: texts that are encoded already, which are left out.
 
         Raises:
             InvalidRequest: a text encoder has no such layer.
             NonFiniteResult: numbers overflowed, in float32 too.
         """
         self._check_not_released()
-        texts = (text for request in requests for text in self.texts_of(request))
+        texts = (text for request in requests for text in self.texts_of(request) if text not in known)
         return encode_distinct(texts, self.encode, self.text_encoders)
 
     @torch.no_grad()

@@ -27,6 +27,9 @@ class Texts:
     def __getitem__(self, text: Hashable) -> Any:
         return self.features[text]
 
+    def __contains__(self, text: Hashable) -> bool:
+        return text in self.features
+
     def __len__(self) -> int:
         return len(self.features)
 
@@ -42,6 +45,9 @@ class Texts:
     def nbytes(self) -> int:
         """Bytes of all features."""
         return sum(tensor.nbytes for value in self.features.values() for tensor in _tensors(value))
+
+
+NO_TEXTS = Texts()
 
 
 def encode_distinct(texts: Iterable[Hashable], encode: Callable[[Any], Any], encoders: Sequence[nn.Module]) -> Texts:
