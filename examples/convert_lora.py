@@ -4,7 +4,6 @@ import torch
 
 from diffsynth import HunyuanDiTImagePipeline, ModelManager, convert_lora, download_models
 
-
 manager = ModelManager(torch_dtype=torch.float16, device="cuda", file_path_list=download_models(["HunyuanDiT"]))
 pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
 
