@@ -17,6 +17,7 @@ from diffsynth.models.hunyuan_dit.pooler import AttentionPooler
 from diffsynth.models.hunyuan_dit.rope import Rope
 from diffsynth.models.hunyuan_dit.tiled import TokenTiling, run_tiled
 from diffsynth.nn.activation import SiLUFloat32, silu_float32
+from diffsynth.nn.attention import AttentionHook, plain_attention
 from diffsynth.nn.embeddings import PatchEmbed, sinusoid, unpatchify
 
 SINUSOID_SIZE = 256
@@ -57,6 +58,8 @@ class HunyuanDiT(nn.Module):
 
         middle = config.depth // 2
         self.blocks = nn.ModuleList(Block(config, takes_skip=number > middle) for number in range(config.depth))
+        for number in range(config.depth):
+            self._block(number).cross_attn.name = f"blocks.{number}.cross_attn"
         self.final = FinalLayer(config)
 
     @property
@@ -157,6 +160,7 @@ class HunyuanDiT(nn.Module):
         tile: TokenTiling | None = None,
         perturbed_blocks: frozenset[int] = frozenset(),
         controls: Mapping[int, Tensor] | None = None,
+        attention: AttentionHook = plain_attention,
     ) -> Tensor:
         """Predict the velocity at one step of a plan.
 
@@ -168,6 +172,7 @@ class HunyuanDiT(nn.Module):
             perturbed_blocks: blocks in which a token sees itself only, for perturbed-attention guidance.
             controls: block number → (B, N, D), added to that block's output where a later block takes it as its
                 long skip.
+            attention: what mixes queries, keys and values in every attention to the text.
 
         Returns:
             (B, C, H, W), the velocity, in the dtype of ``latents``.
@@ -187,6 +192,7 @@ class HunyuanDiT(nn.Module):
             tile=tile,
             perturbed_blocks=perturbed_blocks,
             controls=controls or {},
+            attention=attention,
         )
 
     def drop_condition_path(self) -> None:
@@ -215,6 +221,7 @@ class HunyuanDiT(nn.Module):
         tile: TokenTiling | None = None,
         perturbed_blocks: frozenset[int] = frozenset(),
         controls: Mapping[int, Tensor] | None = None,
+        attention: AttentionHook = plain_attention,
     ) -> Tensor:
         """Run the network on latents, given each block's part of the condition."""
         self._check_latents(latents, rope)
@@ -235,6 +242,7 @@ class HunyuanDiT(nn.Module):
                 condition=condition_of(number),
                 rope=rope if window_rope is None else window_rope,
                 perturbed=number in perturbed_blocks,
+                attention=attention,
             )
             if tile is None or window_rope is None:
                 tokens = run(tokens, skip=skip)
