@@ -23,7 +23,9 @@ from diffsynth.cli.networks import (
     Clip,
     Clip2,
     Denoiser,
+    ImageEncoderName,
     Inversions,
+    IPAdapterName,
     Lora,
     LoraPartly,
     Loras,
@@ -72,6 +74,7 @@ SHORT = {
     "local_prompts": "--local-prompt",
     "masks": "--mask",
     "mask_scales": "--mask-scale",
+    "ipadapter_images": "--ipadapter-image",
 }
 
 
@@ -96,6 +99,8 @@ def generate(
     vae: Vae = None,
     refiner: Refiner = None,
     refiner_name: RefinerName = None,
+    ip_adapter: IPAdapterName = None,
+    image_encoder: ImageEncoderName = None,
     prediction: Prediction = None,
     zero_terminal_snr: ZeroTerminalSnr = None,
     textual_inversion: Inversions = None,
@@ -128,7 +133,17 @@ def generate(
     call = {**recipe.get("settings", {}), **given}
     call.setdefault("seed", secrets.randbelow(2**32))
     paths = [*(model or []), *(files or [])]
-    named = chosen_networks({"denoiser": denoiser, "clip": clip, "clip_2": clip_2, "t5": t5, "vae": vae})
+    named = chosen_networks(
+        {
+            "denoiser": denoiser,
+            "clip": clip,
+            "clip_2": clip_2,
+            "t5": t5,
+            "vae": vae,
+            "ip_adapter": ip_adapter,
+            "image_encoder": image_encoder,
+        }
+    )
     kind = (
         kind_named(recipe["pipeline"], like)
         if recipe

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.remarks import remark_idle
 from diffsynth.pipelines.texts import REMEDY
 
-logger = logging.getLogger(__name__)
+BILINGUAL = "bilingual"  # the layout in which HunyuanDiT's CLIP comes
 
 M = TypeVar("M", bound=nn.Module)
 Misfit = Callable[[LoadedModel[Any]], str | None]
@@ -31,6 +29,27 @@ Misfit = Callable[[LoadedModel[Any]], str | None]
 # The mean and spread of pixels from 0 to 1 that CLIP's networks were trained with.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 SPREAD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, eq=False)
+class SeenPictures(Generic[M]):
+    """Pictures as the image encoder sees them, for one denoiser.
+
+    Args:
+        adapter: makes a denoiser attend to them.
+        embeds: (n, embed_size).
+        scale: their weight.
+    """
+
+    adapter: M
+    embeds: Tensor
+    scale: float
+
+    @property
+    def without_and_with(self) -> Tensor:
+        """Zeros, which stand for no picture, and the pictures: (2, n, embed_size), where the adapter is."""
+        device = next(self.adapter.parameters()).device
+        return torch.stack((torch.zeros_like(self.embeds), self.embeds)).to(device)
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,7 @@ class PicturePrompts(Generic[M]):
         adapter: str | int | None,
         encoder: str | int | None,
         misfit: Misfit,
-        misread: Callable[[LoadedModel[Any]], Misfit],
+        bilingual: bool = False,
     ) -> PicturePrompts[M]:
         """Choose among the adapters and image encoders that are loaded; it is no error if there are none.
 
@@ -66,7 +85,7 @@ class PicturePrompts(Generic[M]):
             adapter: which one, as in ``ModelManager.fetch_model``; None takes the one that fits.
             encoder: which image encoder, likewise.
             misfit: says why an adapter does not fit the denoiser; None if it does.
-            misread: of an adapter, says why it cannot read with an image encoder; None if it can.
+            bilingual: whether it reads with the image tower of HunyuanDiT's CLIP, else with one of the others.
 
         Raises:
             ModelNotLoaded: one that is named is not loaded.
@@ -83,7 +102,7 @@ class PicturePrompts(Generic[M]):
                 raise InvalidRequest(f"image_encoder is given, but {lacking}")
             return cls(lacking=lacking)
         wanted = "an image encoder for the IP-Adapter (image_encoder=)"
-        second, why = _only(manager, ClipVision, encoder, misread(first), wanted)
+        second, why = _only(manager, ClipVision, encoder, _unreadable(first, bilingual), wanted)
         if second is None:
             return cls(
                 lacking=f"no image encoder is loaded that {first.label} reads with. Load the one it was published "
@@ -114,8 +133,8 @@ class PicturePrompts(Generic[M]):
         idle = () if request.shows_pictures else self.loaded
         return tuple(model for model in models if not any(model is each for each in idle))
 
-    def embeds(self, request: IPAdapterRequest, *, squashed: bool = False) -> Tensor | None:
-        """Return what the image encoder says of the pictures of a request, (n, embed_size); None without any.
+    def see(self, request: IPAdapterRequest, *, squashed: bool = False) -> SeenPictures[M] | None:
+        """Return what the image encoder says of the pictures of a request; None without any.
 
         Args:
             request: checked.
@@ -124,7 +143,7 @@ class PicturePrompts(Generic[M]):
         Raises:
             NonFiniteResult: numbers overflowed, in float32 too.
         """
-        if not request.shows_pictures or self.encoder is None:
+        if not request.shows_pictures or self.adapter is None or self.encoder is None:
             return None
         encoder, device = self.encoder.module, self.encoder.device
         side = encoder.config.image_size
@@ -134,12 +153,7 @@ class PicturePrompts(Generic[M]):
             found = encoder(pixels.to(device))
             return found, None if found.isfinite().all() else "the image encoder's features"
 
-        return finite(compute, (encoder,), REMEDY)
-
-
-def without_and_with(embeds: Tensor) -> Tensor:
-    """Return (2, n, embed_size) from (n, embed_size): zeros, which stand for no picture, and the pictures."""
-    return torch.stack((torch.zeros_like(embeds), embeds))
+        return SeenPictures(self.adapter.module, finite(compute, (encoder,), REMEDY), request.ipadapter_scale)
 
 
 def clip_pixels(image: Image.Image, side: int, *, squashed: bool) -> Tensor:
@@ -152,17 +166,26 @@ def clip_pixels(image: Image.Image, side: int, *, squashed: bool) -> Tensor:
     """
     picture = rgb(image)
     short = min(picture.size)
-    size = (side, side) if squashed else tuple(int(side * length / short) for length in picture.size)
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
-    left, top = ((length - side) // 2 for length in picture.size)
+    width, height = (side if squashed else int(side * length / short) for length in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
     values = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
     normed = (torch.from_numpy(values) - torch.tensor(MEAN)) / torch.tensor(SPREAD)
     return normed.permute(2, 0, 1)[None]
 
 
-def unit_length(embeds: Tensor) -> Tensor:
-    """Return rows divided by their length, in their dtype."""
-    return F.normalize(embeds.float(), dim=-1).to(embeds.dtype)
+def _unreadable(adapter: LoadedModel[Any], bilingual: bool) -> Misfit:
+    """Return what says why an adapter cannot read with an image encoder."""
+
+    def reason(encoder: LoadedModel[Any]) -> str | None:
+        size, found = adapter.config.embed_size, encoder.config.projection_size
+        if bilingual != (encoder.found.layout.name == BILINGUAL):
+            return f"{encoder.label} is {'not ' if bilingual else ''}the image tower of HunyuanDiT's CLIP."
+        if found != size:
+            return f"{encoder.label} gives {found} features of a picture; {adapter.label} reads {size}."
+        return None
+
+    return reason
 
 
 def _only(

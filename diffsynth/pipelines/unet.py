@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -17,6 +17,7 @@ from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.clip.model import ClipFeatures
+from diffsynth.models.ip_adapter.model import IPAdapter
 from diffsynth.models.unet.model import UNet
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.clip_prompt import ClipReader, learn_from
@@ -24,6 +25,7 @@ from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance
 from diffsynth.pipelines.inpaint import Inpainting
+from diffsynth.pipelines.ip_adapter import PicturePrompts, SeenPictures
 from diffsynth.pipelines.latents import LatentPreview, Noise
 from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
@@ -31,6 +33,7 @@ from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles
 from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
 from diffsynth.pipelines.unet_conventions import UNetConventions
+from diffsynth.pipelines.unet_pictures import attention_to
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
 from diffsynth.pipelines.unet_request import UNetRequest
 from diffsynth.schedulers.base import Scheduler, SchedulerRun
@@ -70,6 +73,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         latent_scale: latents of the autoencoder times this have unit variance.
         prediction: what the denoiser predicts, "epsilon" or "velocity".
         zero_terminal_snr: whether it was trained on a schedule that ends in pure noise, and is drawn with that.
+        pictures: the IP-Adapter and its image encoder, if any.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
 
@@ -80,6 +84,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     latent_scale: float
     prediction: str = "epsilon"
     zero_terminal_snr: bool = False
+    pictures: PicturePrompts[IPAdapter] = field(default_factory=PicturePrompts)
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
@@ -145,6 +150,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         conventions = self.conventions
         height, width = self.round_size(*request.wanted_size(conventions.size))
         Inpainting.check(request, self.denoiser.config)
+        self.pictures.check(request)
         return replace(
             request,
             height=height,
@@ -173,6 +179,7 @@ class UNetImagePipeline(ImagePipeline[R]):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
         remark_mask(request.mask_image)
+        self.pictures.remark(request)
 
     @override
     def scheduler_for(self, request: R) -> Scheduler:
@@ -212,9 +219,15 @@ class UNetImagePipeline(ImagePipeline[R]):
         )
 
     @override
+    def models_for(self, request: R) -> tuple[LoadedModel[Any], ...]:
+        return self.pictures.in_use(self.models, request)
+
+    @override
     def draw_stage(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> Tensor:
-        denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
-        return finite(lambda: self._denoise(requests, texts, monitor), denoisers, REMEDY)
+        seen = self.pictures.see(requests[0])
+        networks: list[nn.Module] = [unet for unet, _ in self.denoisers(requests[0])]
+        networks += [] if seen is None else [seen.adapter]
+        return finite(lambda: self._denoise(requests, texts, seen, monitor), networks, REMEDY)
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -228,8 +241,17 @@ class UNetImagePipeline(ImagePipeline[R]):
         """Return the denoisers, each with the timestep below which it takes over, the first one first."""
         return ((self.denoiser, float("inf")),)
 
-    def _denoise(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> tuple[Tensor, str | None]:
-        """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
+    def _denoise(
+        self, requests: Sequence[R], texts: Texts, seen: SeenPictures[IPAdapter] | None, monitor: Monitor
+    ) -> tuple[Tensor, str | None]:
+        """Return clean latents (B, C, h, w) and where they first were not finite, if so.
+
+        Args:
+            requests: what to draw.
+            texts: features of their texts.
+            seen: pictures as prompts, if any.
+            monitor: who is told about progress.
+        """
         request = requests[0]
         assert request.height is not None
         assert request.width is not None
@@ -242,8 +264,16 @@ class UNetImagePipeline(ImagePipeline[R]):
         )
         latents, inpainting = self._start(requests, run, noise)
         rows = rows_of(self.texts_of(each) for each in requests)
+        index = [0 if text.negative else 1 for text in rows]
+        scale_without = self.conventions.scale_without_picture
+        pictures = None if seen is None else attention_to(seen, self.denoiser, index, scale_without=scale_without)
         stages = [
-            Stage(unet, below, tuple(self.row(unet, text, texts[text], request) for text in rows))
+            Stage(
+                unet,
+                below,
+                tuple(self.row(unet, text, texts[text], request) for text in rows),
+                pictures if unet is self.denoiser else None,  # a refiner has no adapter
+            )
             for unet, below in self.denoisers(request)
         ]
         assert request.cfg_scale is not None

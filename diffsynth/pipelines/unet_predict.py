@@ -10,6 +10,8 @@ from torch import Tensor
 
 from diffsynth.models.unet.condition import Condition, Plan
 from diffsynth.models.unet.model import UNet
+from diffsynth.nn.attention import AttentionHook, plain_attention
+from diffsynth.nn.picture_attention import PictureAttention
 from diffsynth.pipelines.denoise import Predict
 from diffsynth.pipelines.guidance import Guidance
 from diffsynth.pipelines.inpaint import Inpainting
@@ -38,11 +40,13 @@ class Stage:
         unet: the network.
         below: it is asked at timesteps below this one, until the next stage's.
         rows: for every row it is run on.
+        pictures: with a row for each of these, what makes it attend to pictures; None without pictures.
     """
 
     unet: UNet
     below: float
     rows: tuple[Row, ...]
+    pictures: PictureAttention | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class _Group:
 
     rows: list[int]
     plan: Plan
+    attention: AttentionHook
 
 
 def predictor(
@@ -74,11 +79,12 @@ def predictor(
         images = latents if inpainting is None else inpainting.inputs(latents)
         rows = images.repeat(sides, 1, 1, 1)
         if len(groups) == 1:
-            found = unet.denoise(rows, step, groups[0].plan).float()
+            found = unet.denoise(rows, step, groups[0].plan, attention=groups[0].attention).float()
         else:
             found = torch.empty_like(latents.repeat(sides, 1, 1, 1))
             for group in groups:
-                found[group.rows] = unet.denoise(rows[group.rows], step, group.plan).float()
+                part = unet.denoise(rows[group.rows], step, group.plan, attention=group.attention)
+                found[group.rows] = part.float()
         parts = found.chunk(sides)
         negative = parts[0] if sides == 2 else None
         return guidance.combine(parts[-1], negative=negative, perturbed=None, regional=())
@@ -102,7 +108,9 @@ def _groups(stage: Stage, timesteps: Sequence[float]) -> list[_Group]:
             if not same:
                 distinct.append(row)
         plan = stage.unet.plan(timesteps, Condition.cat([_condition(stage.unet, row) for row in distinct]))
-        groups.append(_Group(numbers, plan if index == list(range(len(distinct))) else plan.rows(index)))
+        plan = plan if index == list(range(len(distinct))) else plan.rows(index)
+        attention = plain_attention if stage.pictures is None else stage.pictures.rows(numbers)
+        groups.append(_Group(numbers, plan, attention))
     return groups
 
 

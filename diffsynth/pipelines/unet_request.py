@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from diffsynth.errors import InvalidRequest, printable
-from diffsynth.pipelines.request import ImageRequest, check_picture, check_range, check_type, setting
+from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
+from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,7 +16,7 @@ LongPrompts: TypeAlias = Literal["cut", "chunks", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetRequest(ImageRequest):
+class UNetRequest(IPAdapterRequest):
     """Everything one image of a UNet depends on, besides what a family adds."""
 
     mask_image: Image | None = setting(None, "With an input image: white where it is painted anew.")

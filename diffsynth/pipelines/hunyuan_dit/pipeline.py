@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,15 +20,20 @@ from diffsynth.models.hunyuan_dit.condition import Condition, Plan, TextFeatures
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import build_rope
 from diffsynth.models.hunyuan_dit.tiled import TokenTiling
+from diffsynth.models.hunyuan_dit_ip_adapter.model import HunyuanDiTIPAdapter
 from diffsynth.models.mt5.model import MT5Encoder
+from diffsynth.nn.attention import AttentionHook, plain_attention
+from diffsynth.nn.picture_attention import PictureAttention
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import Predict, denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance, Region
 from diffsynth.pipelines.hunyuan_dit.conventions import Conventions, conventions_named
 from diffsynth.pipelines.hunyuan_dit.parts import check_fit, check_loaded
+from diffsynth.pipelines.hunyuan_dit.pictures import attention_to, choose_pictures
 from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip_tokenizer_for, t5_tokenizer_for
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from diffsynth.pipelines.ip_adapter import PicturePrompts, SeenPictures
 from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
 from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
@@ -64,6 +69,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         conventions: what is done when the caller leaves it open, and how.
         beta_end: last beta of the noise schedule the denoiser was trained on.
         latent_scale: latents of the autoencoder times this have unit variance; that of the SDXL autoencoder.
+        pictures: the IP-Adapter and its image encoder, if any.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
 
@@ -75,6 +81,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     conventions: Conventions
     beta_end: float
     latent_scale: float = 0.13025
+    pictures: PicturePrompts[HunyuanDiTIPAdapter] = field(default_factory=PicturePrompts)
     loaded: tuple[LoadedModel[Any], ...] = ()
 
     @classmethod
@@ -90,6 +97,8 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         beta_end: float | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
         t5_tokenizer: str | PathLike[str] | None = None,
+        ip_adapter: str | int | None = None,
+        image_encoder: str | int | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
 
@@ -103,6 +112,8 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             beta_end: last beta of the noise schedule; by default 0.03 for v1.0 and v1.1, 0.018 for v1.2.
             clip_tokenizer: vocab.txt or its folder; by default looked for near the text encoder's file.
             t5_tokenizer: spiece.model or its folder; by default looked for in and near the text encoder's file.
+            ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
+            image_encoder: which image encoder it reads with, likewise.
 
         Raises:
             ModelNotLoaded: a network is missing.
@@ -124,13 +135,15 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             t5=mt5.module,
             t5_tokenizer=t5_tokenizer_for(mt5, t5_tokenizer, dit.config.t5_len),
         )
+        pictures = choose_pictures(manager, dit, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=dit.module,
             prompt_encoder=encoder,
             vae=autoencoder.module,
             conventions=chosen,
             beta_end=beta_end,
-            loaded=(dit, bert, mt5, autoencoder),
+            pictures=pictures,
+            loaded=(dit, bert, mt5, autoencoder, *pictures.loaded),
         )
 
     @property
@@ -162,6 +175,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     @override
     def fill_in(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
         conventions = self.conventions
+        self.pictures.check(request)
         height, width = self._size(*request.wanted_size(1024), binning=request.resolution_binning)
         return replace(
             request,
@@ -189,6 +203,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         if not self.conventions.guides(complete.cfg_scale):
             remark_no_guidance(request, complete.cfg_scale, rescales=bool(request.perturbed_attention_scale))
         remark_tiles(request)
+        self.pictures.remark(request)
 
     @override
     def scheduler_for(self, request: HunyuanDiTRequest) -> Scheduler:
@@ -221,15 +236,26 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         return self.prompt_encoder([text.prompt], clip_skip=text.clip_skip, clip_skip_2=text.clip_skip_2)
 
     @override
+    def models_for(self, request: HunyuanDiTRequest) -> tuple[LoadedModel[Any], ...]:
+        return self.pictures.in_use(self.models, request)
+
+    @override
     def draw_stage(self, requests: Sequence[HunyuanDiTRequest], texts: Texts, monitor: Monitor) -> Tensor:
         wanted = rows_of(self.texts_of(request) for request in requests)
         distinct = sorted(set(wanted))
         features = TextFeatures.cat([texts[text] for text in distinct])
         rows = [distinct.index(text) for text in wanted]
-        return finite(lambda: self._denoise(requests, features, rows, monitor), (self.denoiser,), REMEDY)
+        seen = self.pictures.see(requests[0], squashed=True)
+        networks = (self.denoiser,) if seen is None else (self.denoiser, seen.adapter)
+        return finite(lambda: self._denoise(requests, features, rows, seen, monitor), networks, REMEDY)
 
     def _denoise(
-        self, requests: Sequence[HunyuanDiTRequest], features: TextFeatures, rows: list[int], monitor: Monitor
+        self,
+        requests: Sequence[HunyuanDiTRequest],
+        features: TextFeatures,
+        rows: list[int],
+        seen: SeenPictures[HunyuanDiTIPAdapter] | None,
+        monitor: Monitor,
     ) -> tuple[Tensor, str | None]:
         """Return clean latents (B, C, h, w) and where they first were not finite, if so.
 
@@ -237,6 +263,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             requests: what to draw.
             features: of every distinct text.
             rows: for every row the denoiser is run on, its text among them.
+            seen: pictures as prompts, if any.
             monitor: who is told about progress.
         """
         request, config = requests[0], self.denoiser.config
@@ -264,7 +291,11 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         if rows != list(range(len(plan))):
             plan = plan.rows(rows)
         tile = TokenTiling(tile=request.tile_size, stride=request.tile_stride) if request.tiled else None
-        predict = self._predictor(plan, self._guidance(request, height, width), len(requests), tile)
+        guidance = self._guidance(request, height, width)
+        negative = 0 if guidance.scale is None else len(requests)  # rows of negative prompts
+        index = [0] * negative + [1] * (len(rows) - negative)
+        shown = None if seen is None else attention_to(seen, self.denoiser, index)
+        predict = self._predictor(plan, guidance, len(requests), tile, shown)
         on_step = monitor.on_step(run.timesteps, LatentPreview(self.vae, self.latent_scale))
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
         return latents, first_bad(good)
@@ -297,19 +328,37 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         sizes = torch.tensor([numbers] * len(features.clip), dtype=torch.float32, device=self.device)
         return self.denoiser.encode_condition(features, sizes)
 
-    def _predictor(self, plan: Plan, guidance: Guidance, count: int, tile: TokenTiling | None) -> Predict:
+    def _predictor(
+        self,
+        plan: Plan,
+        guidance: Guidance,
+        count: int,
+        tile: TokenTiling | None,
+        pictures: PictureAttention | None = None,
+    ) -> Predict:
         """Return the guided prediction for ``count`` images; the plan's rows lie as ``rows_of`` lists them."""
         sides = len(plan) // count
         first = 0 if guidance.scale is None else 1  # the side of the prompts
-        prompts_only = plan.rows(slice(first * count, (first + 1) * count))
+        of_prompts = range(first * count, (first + 1) * count)
+        prompts_only = plan.rows(slice(of_prompts.start, of_prompts.stop))
+        attention: AttentionHook = pictures or plain_attention
+        attention_of_prompts: AttentionHook = pictures.rows(of_prompts) if pictures else plain_attention
 
         def predict(latents: Tensor, step: int) -> Tensor:
-            velocity = self.denoiser.denoise(latents.repeat(sides, 1, 1, 1), step, plan, tile=tile)
+            rows = latents.repeat(sides, 1, 1, 1)
+            velocity = self.denoiser.denoise(rows, step, plan, tile=tile, attention=attention)
             parts = velocity.float().chunk(sides)
             perturbed = None
             if guidance.perturbed_scale > 0:
                 blocks = PERTURBED_BLOCKS.intersection(range(self.denoiser.config.depth))
-                perturbed = self.denoiser.denoise(latents, step, prompts_only, tile=tile, perturbed_blocks=blocks)
+                perturbed = self.denoiser.denoise(
+                    latents,
+                    step,
+                    prompts_only,
+                    tile=tile,
+                    perturbed_blocks=blocks,
+                    attention=attention_of_prompts,
+                )
             return guidance.combine(
                 parts[first],
                 negative=parts[0] if first else None,

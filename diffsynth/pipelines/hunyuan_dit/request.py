@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffsynth.errors import InvalidRequest
-from diffsynth.pipelines.request import ImageRequest, check_picture, check_range, check_type, setting
+from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
+from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanDiTRequest(ImageRequest):
+class HunyuanDiTRequest(IPAdapterRequest):
     """Everything one HunyuanDiT image depends on."""
 
     local_prompts: tuple[str, ...] = setting((), "Prompts for parts of the image.")

@@ -17,6 +17,7 @@ from diffsynth.pipelines.sd.request import SDRequest
 from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_conventions import choose
 from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
+from diffsynth.pipelines.unet_pictures import choose_pictures
 from diffsynth.pipelines.unet_predict import Row
 
 LATENT_SCALE = 0.18215  # no file tells it; that of SDXL's autoencoder, which has the same structure, differs
@@ -42,6 +43,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
+        ip_adapter: str | int | None = None,
+        image_encoder: str | int | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
 
@@ -54,6 +57,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             prediction: "epsilon" or "velocity"; by default as the file's marks say.
             zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoder's file.
+            ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
+            image_encoder: which image encoder it reads with, likewise.
 
         Raises:
             ModelNotLoaded: a network is missing.
@@ -65,6 +70,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         unet, text, autoencoder = find_parts(manager, denoiser=denoiser, clip=clip, vae=vae)
         tokenizer = tokenizer_for(text, clip_tokenizer)
         predicts = prediction_of([unet], prediction)
+        pictures = choose_pictures(manager, unet, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=unet.module,
             readers=(ClipReader(name="the text encoder", encoder=text.module, tokenizer=tokenizer),),
@@ -72,7 +78,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             conventions=chosen,
             prediction=predicts,
             zero_terminal_snr=zero_snr_of(unet, zero_terminal_snr, predicts),
-            loaded=(unet, text, autoencoder),
+            pictures=pictures,
+            loaded=(unet, text, autoencoder, *pictures.loaded),
         )
 
     @override

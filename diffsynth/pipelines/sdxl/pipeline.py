@@ -19,6 +19,7 @@ from diffsynth.pipelines.sdxl.request import SDXLRequest
 from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_conventions import choose
 from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
+from diffsynth.pipelines.unet_pictures import choose_pictures
 from diffsynth.pipelines.unet_predict import Row
 from diffsynth.schedulers.betas import TRAIN_TIMESTEPS
 
@@ -55,6 +56,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
+        ip_adapter: str | int | None = None,
+        image_encoder: str | int | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
 
@@ -71,6 +74,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             prediction: "epsilon" or "velocity", of a refiner too; by default as the files' marks say.
             zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoders' files.
+            ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
+            image_encoder: which image encoder it reads with, likewise.
 
         Raises:
             ModelNotLoaded: a network is missing.
@@ -99,6 +104,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             readers = (first, *readers)
         denoisers = [entry for entry in (parts.denoiser, parts.refiner) if entry is not None]
         predicts = prediction_of(denoisers, prediction)
+        pictures = choose_pictures(manager, parts.denoiser, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=parts.denoiser.module,
             readers=readers,
@@ -107,7 +113,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             prediction=predicts,
             zero_terminal_snr=zero_snr_of(parts.denoiser, zero_terminal_snr, predicts),
             refiner=None if parts.refiner is None else parts.refiner.module,
-            loaded=parts.all,
+            pictures=pictures,
+            loaded=(*parts.all, *pictures.loaded),
         )
 
     @override
