@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_an_image_follows_the_formula(
     with torch.no_grad():
         pictures = tokens_of([ONE, TWO], pipe, state)  # rows: the negative prompt, the prompt
     for number, block in enumerate(pipe.denoiser.blocks):
-        layer = block.cross_attn
+        layer = cast(CrossAttention, block.cross_attn)
         monkeypatch.setattr(layer, "forward", partial(by_formula, layer, number, pictures, state, 0.7))
     _, expected = draw_ours(pipe, PROMPT, **settings)
     assert_same_latents(found, expected)
