@@ -21,7 +21,7 @@ test: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 full-size: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.full_size

@@ -28,7 +28,7 @@ from diffsynth.models.clip.config import ClipTextConfig
 from diffsynth.models.unet.config import UNetConfig
 from diffsynth.types import StateDict
 from examples import random_stable_diffusion as small
-from examples.random_stable_diffusion import Part, write_tokenizer
+from examples.random_stable_diffusion import Part, more_merges, write_tokenizer
 
 NEEDED_DISK = 24e9
 NEEDED_MEMORY_MB = 18_500
@@ -57,12 +57,7 @@ def write_sdxl(folder: Path, size: str) -> Path:
         state |= random_state(keys, torch.float16, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / FILE, metadata={"format": "pt"})
-    tokens = write_tokenizer(folder / "tokenizer")
-    words = sdxl(size)[2].config.vocab_size
-    path = folder / "tokenizer" / "vocab.json"
-    *usual, start, end = json.loads(path.read_text("utf-8"))
-    filled = [*usual, *(f"unused{number}</w>" for number in range(words - tokens)), start, end]
-    path.write_text(json.dumps({token: number for number, token in enumerate(filled)}, ensure_ascii=False), "utf-8")
+    write_tokenizer(folder / "tokenizer", more_merges(sdxl(size)[2].config.vocab_size))
     return folder / FILE
 
 

@@ -17,6 +17,7 @@ DiffSynthError
 ├── DownloadError            files could not be fetched
 ├── InvalidRequest           a setting that is unknown, out of range or contradicts another; also a ValueError
 ├── NonFiniteResult          NaN or infinity in latents or pixels
+├── Paused                   a batch cannot write any more; what is finished is kept, and it can go on later
 └── Cancelled                the caller asked to stop
 
 A message is one paragraph: what is wrong, with names and numbers, then what to do.
@@ -222,6 +223,10 @@ class NonFiniteResult(DiffSynthError, ArithmeticError):
     def __init__(self, stage: str, remedy: str) -> None:
         self.stage = stage
         super().__init__(f"not a finite number in {stage}. {remedy}")
+
+
+class Paused(DiffSynthError):
+    """A batch stopped because the disk is full or broken, or nothing succeeds; it goes on when it is run again."""
 
 
 class Cancelled(DiffSynthError):

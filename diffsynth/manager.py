@@ -108,6 +108,8 @@ class ModelManager:
         if identification.unclaimed:
             logger.info("%s: %d tensors stay unread: %s", checkpoint.path, len(identification.unclaimed),
                         listed(identification.unclaimed))  # fmt: skip
+        for each in identification.on_request:
+            logger.info("%s: holds %s too, loaded with kind=%r", checkpoint.path, each.label, each.family.name)
         for network in identification.nearly:
             logger.warning("%s: not loaded, because the file is damaged or incomplete: %s", checkpoint.path, network)
         return [self._load(found, checkpoint, torch_dtype) for found in without_copies(identification.networks)]

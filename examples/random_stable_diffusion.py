@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,24 @@ def write_diffusers_folder(folder: Path, name: str, seed: int = 0) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Write a small vocabulary in the form of CLIP's and return its number of tokens."""
+def write_tokenizer(folder: Path, merges: Sequence[str] = MERGES) -> int:
+    """Write a vocabulary in the form of CLIP's, by default a small one, and return its number of tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [*_letters()]
-    merged = [merge.replace(" ", "") for merge in MERGES]
+    merged = [merge.replace(" ", "") for merge in merges]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *merged, "<|startoftext|>", "<|endoftext|>"]
     numbers = {token: number for number, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(numbers, ensure_ascii=False), "utf-8")
-    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *MERGES)) + "\n", "utf-8")
+    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges)) + "\n", "utf-8")
     return len(tokens)
+
+
+def more_merges(tokens: int) -> list[str]:
+    """Return merges for a vocabulary of so many tokens: the usual ones, then any two letters that end a word."""
+    letters = [*_letters()]
+    pairs = (f"{first} {second}</w>" for first in letters for second in letters)
+    others = (pair for pair in pairs if pair not in MERGES)
+    return [*MERGES, *islice(others, tokens - 2 * len(letters) - len(MERGES) - 2)]
 
 
 def _letters() -> Iterator[str]:

@@ -25,7 +25,7 @@ from tests.released import write_hollow
 from tests.spellings import assert_same_weights, lively, spelt
 
 REGISTRY = Registry.collect(models)
-NORMS = ("norm.bias", "norm1.bias", "layer_norm.weight", "ln_1.bias")
+NORMS = ("norm.bias", "norm1.bias", "layer_norm.weight", "ln_1.bias", "norm_cond.bias")
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,9 @@ from diffsynth.core.registry import Identified, Registry
 from diffsynth.errors import UnknownCheckpoint
 from diffsynth.models.autoencoder_kl.config import AutoencoderKLConfig
 from diffsynth.models.bert_clip.config import BertClipConfig
+from diffsynth.models.clip_vision.config import ClipVisionConfig
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
+from diffsynth.models.hunyuan_dit_ip_adapter.config import HunyuanDiTIPAdapterConfig
 from diffsynth.models.mt5.config import MT5Config
 from tests import released
 
@@ -48,6 +50,7 @@ EXPECTED = {
     "sdxl_vae": Expected("autoencoder_kl", "diffusers", AutoencoderKLConfig()),
     "sd15_vae_old": Expected("autoencoder_kl", "diffusers-old", AutoencoderKLConfig()),
     "sdxl_vae_ldm": Expected("autoencoder_kl", "ldm", AutoencoderKLConfig(), prefix="first_stage_model."),
+    "original_ip_adapter_v1.2": Expected("hunyuan_dit_ip_adapter", "original", HunyuanDiTIPAdapterConfig()),
 }
 UNKNOWN = sorted(set(released.names()) - EXPECTED.keys())
 
@@ -112,6 +115,37 @@ def test_what_stays_unread_is_what_the_network_does_not_need(name: str, tmp_path
     unclaimed = REGISTRY.identify(open_checkpoint(path)).unclaimed
 
     assert len(unclaimed) == (393 if name == "original_clip" else 0)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_image_tower_of_the_bilingual_clip_is_left_where_there_is_more(prefix: str, tmp_path: Path) -> None:
+    shapes = released.read("original_clip").shapes
+    tower = {prefix + key: shape for key, shape in shapes.items() if key.startswith(("visual.", "logit_scale"))}
+    whole = open_checkpoint(released.write_hollow(shapes, tmp_path / "pytorch_model.safetensors"))
+    alone = open_checkpoint(released.write_hollow(tower, tmp_path / "clip_img_encoder.safetensors"))
+
+    usual, asked, by_itself = (
+        REGISTRY.identify(whole),
+        REGISTRY.identify(whole, "clip_vision"),
+        REGISTRY.identify(alone),
+    )
+
+    assert [each.family.name for each in usual.networks] == ["bert_clip"]
+    assert usual.on_request == asked.networks
+    assert usual.nearly == by_itself.unclaimed == ()
+    for found, place in ((asked.networks[0], ""), (by_itself.networks[0], prefix)):
+        assert (found.layout.name, found.prefix, found.config) == ("bilingual", place, ClipVisionConfig.bilingual())
+        assert found.family.version(found.config) == "bilingual CLIP ViT-H"
+
+
+def test_our_table_writes_every_key_of_the_image_tower_back(tmp_path: Path) -> None:
+    header = released.read("original_clip")
+    path = released.write_hollow(header.shapes, tmp_path / "file.safetensors")
+    (found,) = REGISTRY.identify(open_checkpoint(path), "clip_vision").networks
+
+    written = {key: spec.shape for key, spec in found.family.header(found.config, found.layout).items()}
+
+    assert written == {key: shape for key, shape in header.shapes.items() if key.startswith("visual.")}
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

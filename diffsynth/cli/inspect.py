@@ -47,7 +47,7 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
     from diffsynth.core.checkpoint import open_checkpoint
 
     row: dict[str, Any] = {"path": str(path), "bytes": None, "networks": [], "metadata": {}, "unclaimed": []}
-    row |= {"nearly": [], "error": None}
+    row |= {"on_request": [], "nearly": [], "error": None}
     try:
         checkpoint = open_checkpoint(path)
         row |= {"bytes": checkpoint.nbytes, "format": checkpoint.format, "tensors": len(checkpoint)}
@@ -56,6 +56,7 @@ def _describe(registry: Registry, path: Path, kind: str | None, *, verify: bool)
         identification = registry.identify(checkpoint, kind)
         row["networks"] = [_network(found, checkpoint) for found in identification.networks]
         row["unclaimed"] = list(identification.unclaimed)
+        row["on_request"] = [_network(found, checkpoint) for found in identification.on_request]
         row["nearly"] = list(identification.nearly)
         for found in identification.networks:
             _check(found, checkpoint)
@@ -153,6 +154,9 @@ def _show(row: dict[str, Any]) -> None:
         print(f"  {line['count']:>5} x {printable(pattern, 120)} {tuple(line['shape'])}")
     if row["unclaimed"] and row["networks"]:
         print(f"  stays unread: {len(row['unclaimed'])} tensors: {listed(row['unclaimed'])}")
+    for network in row["on_request"]:
+        version = f" {network['version']}" if network["version"] else ""
+        print(f"  among them {network['family']}{version}, which is loaded with --as {network['family']}")
     for text in row["nearly"]:
         print(f"  damaged or incomplete: {text}")
     if row["error"]:

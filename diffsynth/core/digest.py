@@ -42,7 +42,7 @@ def sha256_of(path: Path, *, again: bool = False) -> str:
     known = _load().get(str(path))
     if not again and isinstance(known, dict) and known.get("stamp") == stamp and "sha256" in known:
         return str(known["sha256"])
-    digest = _digest(path)
+    digest = digest_of(path)
     _remember(str(path), {"stamp": stamp, "sha256": digest})
     return digest
 
@@ -62,7 +62,8 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Read a file and return its sha256 in hex; nothing is remembered."""
     hasher = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

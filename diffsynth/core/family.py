@@ -38,6 +38,21 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A network that resembles a family and is known by name, but is none of it and cannot be used.
+
+    Args:
+        keys: all of them are in its files.
+        words: what it is and why it cannot be used, to follow "is".
+        advice: what to do instead, a sentence.
+    """
+
+    keys: tuple[str, ...]
+    words: str
+    advice: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFamily:
     """A kind of network.
 
@@ -49,6 +64,9 @@ class ModelFamily:
         aliases: other names by which scripts ask for the network.
         version: config → which release this is, in words.
         dtype: what the network is kept in whatever the manager's dtype, or None.
+        on_request: whether it is left in a file that holds other networks too, unless it is asked for by name.
+        relatives: networks that are told apart by name and refused.
+        copies: name of a family of which this has some layers too; a change that fits both is meant for that one.
     """
 
     name: str
@@ -58,6 +76,9 @@ class ModelFamily:
     aliases: tuple[str, ...] = ()
     version: Callable[[Any], str] = field(default=lambda config: "")
     dtype: torch.dtype | None = None
+    on_request: bool = False
+    relatives: tuple[Relative, ...] = ()
+    copies: str = ""
 
     def layout(self, name: str) -> Layout:
         """Return one layout by its name.

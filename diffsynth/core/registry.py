@@ -59,11 +59,19 @@ class Identified:
 
 @dataclass(frozen=True)
 class Identification:
-    """What a file holds: its networks, the keys that none of them claims, and what those nearly are."""
+    """What a file holds.
+
+    Args:
+        networks: those in it.
+        unclaimed: the keys that none of them claims.
+        nearly: what these nearly are.
+        on_request: networks whose keys are among them, because they have to be asked for by name.
+    """
 
     networks: tuple[Identified, ...]
     unclaimed: tuple[str, ...]
     nearly: tuple[str, ...] = ()
+    on_request: tuple[Identified, ...] = ()
 
 
 class Registry:
@@ -109,11 +117,13 @@ class Registry:
         if not found:
             raise UnknownCheckpoint(checkpoint.path, *self._explain(checkpoint, families, kind))
         _refuse_double_claims(checkpoint, found)
-        claimed = frozenset[str]().union(*(each.keys for each in found))
         found.sort(key=lambda each: each.prefix)
-        unclaimed = {key: spec for key, spec in checkpoint.header.items() if key not in claimed}
-        nearly = _near_misses(unclaimed, families, NEARLY) if len(unclaimed) >= FEWEST else ()
-        return Identification(tuple(found), tuple(unclaimed), tuple(nearly[:1]))
+        usual = [each for each in found if not each.family.on_request] or found
+        waiting = [each for each in found if each not in usual]
+        unclaimed = _without(checkpoint.header, usual)
+        unknown = _without(unclaimed, waiting)
+        nearly = _near_misses(unknown, families, NEARLY) if len(unknown) >= FEWEST else ()
+        return Identification(tuple(usual), tuple(unclaimed), tuple(nearly[:1]), tuple(waiting))
 
     def _find(self, checkpoint: Checkpoint, family: ModelFamily) -> list[Identified]:
         """Return one network per prefix, in the first layout of the family that fits there."""
@@ -141,6 +151,9 @@ class Registry:
 
     def _explain(self, checkpoint: Checkpoint, families: Sequence[ModelFamily], kind: str | None) -> tuple[str, str]:
         header = checkpoint.header
+        for relative in (relative for family in families for relative in family.relatives):
+            if relative.keys and all(key in header for key in relative.keys):
+                return f"is {relative.words}", relative.advice
         shown = [f"{printable(key, 100)} {spec.shape}" for key, spec in list(header.items())[:5]]
         what = f"as {kind}" if kind else "as any known network"
         problem = [f"is not recognised {what}. It holds {len(header)} tensors: {', '.join(shown)}"]
@@ -173,6 +186,12 @@ def without_copies(networks: Sequence[Identified]) -> list[Identified]:
         if each not in kept:
             logger.info("taking the moving average under 'ema.' in the place of %s", each.label)
     return kept
+
+
+def _without(header: Header, networks: Sequence[Identified]) -> Header:
+    """Return the part of a header that none of some networks claims."""
+    claimed = frozenset[str]().union(*(each.keys for each in networks))
+    return {key: spec for key, spec in header.items() if key not in claimed}
 
 
 def claimed_keys(checkpoint: Checkpoint, prefix: str, converter: Converter) -> frozenset[str]:

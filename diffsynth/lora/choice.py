@@ -76,7 +76,7 @@ def choose(checkpoint: Checkpoint, pairs: Sequence[Pair], networks: Sequence[Loa
     best: dict[str, list[Fit]] = {}
     for outer, each in tried.items():
         most = max(len(one.found) for one in each)
-        best[outer] = [one for one in each if most and len(one.found) == most]
+        best[outer] = _originals([one for one in each if most and len(one.found) == most])
     certain = [several[0].network for several in best.values() if len(several) == 1]
     chosen: dict[str, Fit] = {}
     for outer, several in best.items():
@@ -87,6 +87,12 @@ def choose(checkpoint: Checkpoint, pairs: Sequence[Pair], networks: Sequence[Loa
         if rivals:
             chosen[outer] = rivals[0]
     return Choice(checkpoint, tried, chosen)
+
+
+def _originals(several: Sequence[Fit]) -> list[Fit]:
+    """Leave out networks that have the layers as copies of another's, such as control networks beside a denoiser."""
+    families = {one.network.family.name for one in several}
+    return [one for one in several if one.network.family.copies not in families]
 
 
 def _beside(one: LoadedModel[Any], other: LoadedModel[Any]) -> bool:

@@ -1,7 +1,8 @@
-"""Activation functions that are kept out of half precision."""
+"""Activation functions that torch does not have as they are needed here."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 def silu_float32(input: Tensor) -> Tensor:
     """Return x * sigmoid(x), computed in float32, in the input's dtype."""
     return F.silu(input.float()).to(input.dtype)
+
+
+def quick_gelu(input: Tensor) -> Tensor:
+    """Return x * sigmoid(1.702 x), which is near the exact GELU."""
+    return input * torch.sigmoid(1.702 * input)
 
 
 class SiLUFloat32(nn.Module):

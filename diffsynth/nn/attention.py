@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol, TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+KeysValues: TypeAlias = tuple[Tensor, Tensor]  # each (B, L, heads, head_dim), or one row for all images
+
+
+class AttentionHook(Protocol):
+    """Mixes queries, keys and values in the place of plain attention; for adapters and guidance."""
+
+    def __call__(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return (B, N, heads * head_dim), which the layer's output projection then takes.
+
+        Args:
+            name: the layer's place in the network, such as ``mid_block.attentions.0.transformer_blocks.0.attn2``;
+                ``attn1`` attends among image tokens, ``attn2`` to the text.
+            queries: (B, N, heads, head_dim).
+            keys: (B, L, heads, head_dim).
+            values: as ``keys``.
+        """
 
 
 def split_heads(features: Tensor, heads: int) -> Tensor:
@@ -26,6 +45,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     heads = (queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
     mixed = _plain(*heads) if _learns_on_cpu(queries) else F.scaled_dot_product_attention(*heads)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def plain_attention(name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention, the same in every layer; an `AttentionHook`."""
+    return attend(queries, keys, values)
 
 
 def _learns_on_cpu(queries: Tensor) -> bool:

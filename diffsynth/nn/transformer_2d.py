@@ -6,36 +6,13 @@ In shapes: B images, N image tokens, L text tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsynth.nn.attention import attend, split_heads
-
-KeysValues: TypeAlias = tuple[Tensor, Tensor]  # each (B, L, heads, head_dim), or one row for all images
+from diffsynth.nn.attention import AttentionHook, KeysValues, split_heads
 
 GROUP_NORM_EPS = 1e-6
-
-
-class AttentionHook(Protocol):
-    """Mixes queries, keys and values in the place of plain attention; for adapters and guidance."""
-
-    def __call__(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return (B, N, heads * head_dim), which the layer's output projection then takes.
-
-        Args:
-            name: the layer's place in the network, such as ``mid_block.attentions.0.transformer_blocks.0.attn2``;
-                ``attn1`` attends among image tokens, ``attn2`` to the text.
-            queries: (B, N, heads, head_dim).
-            keys: (B, L, heads, head_dim).
-            values: as ``keys``.
-        """
-
-
-def plain_attention(name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention, the same in every layer; an `AttentionHook`."""
-    return attend(queries, keys, values)
 
 
 class Attention(nn.Module):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffsynth.nn.attention import AttentionHook, KeysValues, plain_attention
 from diffsynth.nn.resnet import Downsample, ResnetBlock, Upsample
-from diffsynth.nn.transformer_2d import AttentionHook, KeysValues, Transformer2D, plain_attention
+from diffsynth.nn.transformer_2d import Transformer2D
 
 RESNET_EPS = 1e-5
 
@@ -40,7 +41,8 @@ class LevelSizes:
     Args:
         channels: width of the level.
         time_size: T.
-        depth: blocks of each transformer; 0 for a level without transformers.
+        attends: whether the level has transformers.
+        depth: blocks of each of them; 0 for those that are projections around nothing.
         heads: attention heads of a transformer.
         context_size: width of the text features.
         groups: groups of every GroupNorm.
@@ -48,6 +50,7 @@ class LevelSizes:
 
     channels: int
     time_size: int
+    attends: bool
     depth: int
     heads: int
     context_size: int
@@ -60,12 +63,12 @@ class LevelSizes:
         )  # fmt: skip
 
     def transformers(self, count: int) -> nn.ModuleList:
-        """Build the transformers of the level, none if its depth is 0."""
+        """Build the transformers of the level, none if it has none."""
         return nn.ModuleList(
             Transformer2D(
                 self.channels, depth=self.depth, heads=self.heads, context_size=self.context_size, groups=self.groups
             )
-            for _ in range(count if self.depth else 0)
+            for _ in range(count if self.attends else 0)
         )
 
 
@@ -104,7 +107,7 @@ class DownLevel(nn.Module):
 
 
 class MidLevel(nn.Module):
-    """A residual block, a transformer, a residual block.
+    """A residual block; if the level has a transformer, that and another residual block.
 
     Args:
         sizes: those of the lowest level, with the depth of this transformer.
@@ -112,7 +115,7 @@ class MidLevel(nn.Module):
 
     def __init__(self, sizes: LevelSizes) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(sizes.resnet(sizes.channels) for _ in range(2))
+        self.resnets = nn.ModuleList(sizes.resnet(sizes.channels) for _ in range(2 if sizes.attends else 1))
         self.attentions = sizes.transformers(1)
 
     def forward(self, images: Tensor, condition: LevelCondition) -> Tensor:
@@ -120,8 +123,8 @@ class MidLevel(nn.Module):
         images = self.resnets[0](images, condition.time)
         for attention in self.attentions:
             images = attention(images, condition.text, condition.attention)
-        mixed: Tensor = self.resnets[1](images, condition.time)
-        return mixed
+            images = self.resnets[1](images, condition.time)
+        return images
 
 
 class UpLevel(nn.Module):

@@ -6,13 +6,13 @@ import functools
 import gc
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from inspect import Parameter, signature
 from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.core.placement import free_memory
@@ -26,6 +26,7 @@ from diffsynth.pipelines.latents import seed_from
 from diffsynth.pipelines.monitor import Monitor, terminal_bar
 from diffsynth.pipelines.recipe import Recipe, Source, attach, drawn_with
 from diffsynth.pipelines.request import ImageRequest, check_range, resolve_names
+from diffsynth.pipelines.texts import NO_TEXTS, Texts, encode_distinct
 from diffsynth.schedulers.base import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -105,9 +106,11 @@ class ImagePipeline(ABC, Generic[R]):
             images += self.draw(requests[start : start + batch_size], monitor, output_type)
         return images[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else images
 
-    @torch.no_grad()
     def draw(self, requests: Sequence[R], monitor: Monitor | None = None, output_type: OutputType = "pil") -> list[Any]:
         """Draw requests that differ in prompts and seeds only, together.
+
+        It goes the road of ``prepare``, ``encode_texts``, ``draw_latents`` and ``decode``, which others can go in
+        their own order, such as with the texts of many images first.
 
         Args:
             requests: what to draw; seeds that are None are chosen now.
@@ -120,21 +123,79 @@ class ImagePipeline(ABC, Generic[R]):
         if output_type not in get_args(OutputType):
             known = ", ".join(get_args(OutputType))
             raise InvalidRequest(f"output_type is {printable(output_type)!r}; known are: {known}.")
+        chosen = self.prepare(requests)
+        latents = self.draw_latents(chosen, self.encode_texts(chosen), monitor)
+        return self.decode(chosen, latents, output_type)
+
+    def prepare(self, requests: Sequence[R]) -> list[R]:
+        """Complete requests that are to be drawn together; seeds that are None are chosen.
+
+        Raises:
+            InvalidRequest: they differ in more than prompts and seeds, or their settings do not go together.
+            CheckpointError: a weight file was changed since it was loaded.
+        """
         self._check_not_released()
         chosen = [self.complete(replace(each, seed=seed_from(each.seed))) for each in requests]
         if any(_shared(each) != _shared(chosen[0]) for each in chosen):
             raise InvalidRequest("requests that are drawn together may differ in prompts and seed only.")
         hires.check(chosen[0], self.scheduler_for(chosen[0]))
-        taking_part = self.models_for(chosen[0])
-        for model in taking_part:
+        for model in self.models_for(chosen[0]):
             model.check_unchanged()
-        latents = self._draw_stages(chosen, monitor or Monitor(terminal_bar))
-        images = self._hand_out(latents, chosen[0], output_type)
+        return chosen
+
+    @torch.no_grad()
+    def encode_texts(self, requests: Iterable[R], known: Texts = NO_TEXTS) -> Texts:
+        """Encode every distinct text of complete requests once; they may differ in anything.
+
+        A text is encoded alone, so its features, and the images drawn with them, do not depend on the other texts.
+
+        Args:
+            requests: as ``prepare`` returns them.
+            known: texts that are encoded already, which are left out.
+
+        Raises:
+            InvalidRequest: a text encoder has no such layer.
+            NonFiniteResult: numbers overflowed, in float32 too.
+        """
+        self._check_not_released()
+        texts = (text for request in requests for text in self.texts_of(request) if text not in known)
+        return encode_distinct(texts, self.encode, self.text_encoders)
+
+    @torch.no_grad()
+    def draw_latents(self, requests: Sequence[R], texts: Texts, monitor: Monitor | None = None) -> Tensor:
+        """Return clean latents (B, C, h, w) scaled to unit variance, those of the second stage if there is one.
+
+        Args:
+            requests: as ``prepare`` returns them.
+            texts: of these requests, and perhaps of others; on any device.
+            monitor: who is told about progress.
+        """
+        monitor = monitor or Monitor(terminal_bar)
+        if not requests[0].enlarges:
+            return self.draw_stage(requests, texts, monitor)
+        drafts = self._hand_out(
+            self.draw_stage(requests, texts, replace(monitor, stages=2)),
+            requests[0],
+            "latent" if requests[0].hires_upscale == "latent" else "pil",
+        )
+        over = [hires.draw_over(request, draft) for request, draft in zip(requests, drafts, strict=True)]
+        return self.draw_stage(over, texts, replace(monitor, stage=2, stages=2))
+
+    @torch.no_grad()
+    def decode(self, requests: Sequence[R], latents: Tensor, output_type: OutputType = "pil") -> list[Any]:
+        """Return what ``draw_latents`` gave as images, each with its seed and recipe in ``image.info``.
+
+        Raises:
+            CheckpointError: a weight file was changed since it was loaded.
+            NonFiniteResult: numbers overflowed, in float32 too.
+        """
+        images = self._hand_out(latents, requests[0], output_type)
+        taking_part = self.models_for(requests[0])
         for model in taking_part:  # a file that was written to meanwhile has spoilt the images
             model.check_unchanged()
         models = tuple(Source.of_model(model) for model in taking_part)
         adapters = Source.of_adapters(taking_part)
-        for image, request in zip(images, chosen, strict=True):
+        for image, request in zip(images, requests, strict=True):
             attach(image, Recipe(type(self).__name__, self.describe(), request, models, self.vocabularies, adapters))
         return images
 
@@ -185,18 +246,6 @@ class ImagePipeline(ABC, Generic[R]):
                 THROUGH_PIXELS,
             )
 
-    def _draw_stages(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
-        """Return clean latents (B, C, h, w), those of the second stage if there is one."""
-        if not requests[0].enlarges:
-            return self.draw_latents(requests, monitor)
-        drafts = self._hand_out(
-            self.draw_latents(requests, replace(monitor, stages=2)),
-            requests[0],
-            "latent" if requests[0].hires_upscale == "latent" else "pil",
-        )
-        over = [hires.draw_over(request, draft) for request, draft in zip(requests, drafts, strict=True)]
-        return self.draw_latents(over, replace(monitor, stage=2, stages=2))
-
     def _hand_out(self, latents: Tensor, request: R, output_type: OutputType) -> list[Any]:
         """Return (B, C, h, w) scaled latents as images, decoded or not."""
         if output_type == "latent":
@@ -243,12 +292,26 @@ class ImagePipeline(ABC, Generic[R]):
     def remark(self, request: R, complete: R) -> None:
         """Warn of what a user may not expect: settings that were changed or have no effect beside the others."""
 
+    @property
     @abstractmethod
-    def draw_latents(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """The networks that ``encode`` uses."""
+
+    @abstractmethod
+    def texts_of(self, request: R) -> Sequence[Hashable]:
+        """Return the texts that the denoiser is told of a complete request, each with how it is read."""
+
+    @abstractmethod
+    def encode(self, text: Any) -> Any:
+        """Return the features of one of the ``texts_of`` a request: tensors, in a tuple or dataclass."""
+
+    @abstractmethod
+    def draw_stage(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> Tensor:
         """Return the clean latents (B, C, h, w) of one stage, scaled to unit variance.
 
         Args:
             requests: complete ones that differ in prompts, seeds and input images only.
+            texts: features of their texts, on any device.
             monitor: who is told about progress.
         """
 

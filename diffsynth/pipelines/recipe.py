@@ -133,7 +133,7 @@ class Recipe:
             "python": platform.python_version(),
             "pipeline": self.pipeline,
             **self.settings,
-            "request": {name: _plain(getattr(self.request, name)) for name in self.request.settings()},
+            "request": request_json(self.request),
             "models": [model.as_json() for model in self.models],
             "vocabularies": [vocabulary.as_json() for vocabulary in self.vocabularies],
             "adapters": [adapter.as_json() for adapter in self.adapters],
@@ -167,6 +167,11 @@ class Recipe:
         facts["Version"] = f"diffsynth {__version__}"
         lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def request_json(request: ImageRequest) -> dict[str, Any]:
+    """Return every setting of a request as plain values; a picture becomes its size and the hash of its pixels."""
+    return {name: _plain(getattr(request, name)) for name in request.settings()}
 
 
 def _plain(value: Any) -> Any:
@@ -230,14 +235,19 @@ def save_image(image: Image.Image, path: str | PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InvalidRequest(f"{printable(path)} must end in .png: the recipe is kept in that format.")
-    chunks = PngInfo()
     recipe = image.info.get("recipe")
-    if isinstance(recipe, Recipe):
-        chunks.add_itxt(TEXT_CHUNK, recipe.as_text())
-        chunks.add_itxt(JSON_CHUNK, json.dumps(recipe.as_json()))  # ASCII: a path need not be UTF-8
+    chunks = png_chunks(recipe) if isinstance(recipe, Recipe) else PngInfo()
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
     return path
+
+
+def png_chunks(recipe: Recipe, **more: str) -> PngInfo:
+    """Return the text chunks that keep a recipe in a PNG file; ``more`` is added to its JSON."""
+    chunks = PngInfo()
+    chunks.add_itxt(TEXT_CHUNK, recipe.as_text())
+    chunks.add_itxt(JSON_CHUNK, json.dumps({**recipe.as_json(), **more}))  # ASCII: a path need not be UTF-8
+    return chunks
 
 
 def read_recipe(path: str | PathLike[str]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from diffsynth.core.checkpoint import open_checkpoint
@@ -29,19 +29,33 @@ from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles
+from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
 from diffsynth.pipelines.unet_conventions import UNetConventions
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
-from diffsynth.pipelines.unet_request import LongPrompts, UNetRequest
+from diffsynth.pipelines.unet_request import UNetRequest
 from diffsynth.schedulers.base import Scheduler, SchedulerRun
 from diffsynth.schedulers.catalog import make_scheduler
 
 BETA_START, BETA_END = 0.00085, 0.012
-REMEDY = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
 
 R = TypeVar("R", bound=UNetRequest)
-# A text and whether it is a negative prompt; a text of None is features that are all zero.
-Text: TypeAlias = tuple[str | None, bool]
 Features: TypeAlias = tuple[ClipFeatures, ...]  # of each text encoder
+
+
+class Text(NamedTuple):
+    """A prompt and how it is read.
+
+    Args:
+        prompt: the text; None is features that are all zero.
+        negative: whether it is a negative prompt.
+        clip_skips: layer of each text encoder, from the end.
+        long_prompts: what becomes of one that is longer than they read.
+    """
+
+    prompt: str | None
+    negative: bool
+    clip_skips: tuple[int, ...]
+    long_prompts: str
 
 
 @dataclass(kw_only=True, eq=False)
@@ -173,13 +187,34 @@ class UNetImagePipeline(ImagePipeline[R]):
             zero_terminal_snr=self.zero_terminal_snr,
         )
 
+    @property
     @override
-    def draw_latents(self, requests: Sequence[R], monitor: Monitor) -> Tensor:
-        texts = self._texts(requests)
-        encoders = tuple(reader.encoder for reader in self.readers)
-        features = finite(lambda: self._encode(texts, requests[0]), encoders, REMEDY)
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return tuple(reader.encoder for reader in self.readers)
+
+    @override
+    def texts_of(self, request: R) -> list[Text]:
+        """Return the negative prompt, if it is asked for, and the prompt."""
+        assert request.cfg_scale is not None
+        conventions = self.conventions
+        how = request.long_prompts or conventions.long_prompts
+        prompt = Text(request.prompt, False, self.clip_skips(request, negative=False), how)
+        if not conventions.guides(request.cfg_scale):
+            return [prompt]
+        skips = self.clip_skips(request, negative=not conventions.skips_negative)
+        return [Text(conventions.negative(request.negative_prompt), True, skips, how), prompt]
+
+    @override
+    def encode(self, text: Text) -> Features:
+        pairs = zip(self.readers, text.clip_skips, strict=True)
+        return tuple(
+            reader(text.prompt or "", clip_skip=skip, long_prompts=text.long_prompts) for reader, skip in pairs
+        )
+
+    @override
+    def draw_stage(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> Tensor:
         denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
-        return finite(lambda: self._denoise(requests, texts, features, monitor), denoisers, REMEDY)
+        return finite(lambda: self._denoise(requests, texts, monitor), denoisers, REMEDY)
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -193,29 +228,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         """Return the denoisers, each with the timestep below which it takes over, the first one first."""
         return ((self.denoiser, float("inf")),)
 
-    def _texts(self, requests: Sequence[R]) -> list[Text]:
-        """Return the text of every row the denoiser is run on: negative prompts if any, then prompts."""
-        assert requests[0].cfg_scale is not None
-        guided = self.conventions.guides(requests[0].cfg_scale)
-        negative: list[Text] = [(self.conventions.negative(each.negative_prompt), True) for each in requests]
-        return [*(negative if guided else ()), *((each.prompt, False) for each in requests)]
-
-    def _encode(self, texts: Sequence[Text], request: R) -> tuple[Mapping[Text, Features], str | None]:
-        """Return the features of every distinct text, and where they are not finite, if so."""
-        found: dict[Text, Features] = {}
-        how: LongPrompts = request.long_prompts or self.conventions.long_prompts  # type: ignore[assignment]
-        for prompt, negative in dict.fromkeys(texts):
-            skips = self.clip_skips(request, negative=negative and not self.conventions.skips_negative)
-            pairs = zip(self.readers, skips, strict=True)
-            found[prompt, negative] = tuple(
-                reader(prompt or "", clip_skip=skip, long_prompts=how) for reader, skip in pairs
-            )
-        good = all(each.hidden.isfinite().all() for features in found.values() for each in features)
-        return found, None if good else "the text encoder's features"
-
-    def _denoise(
-        self, requests: Sequence[R], texts: Sequence[Text], features: Mapping[Text, Features], monitor: Monitor
-    ) -> tuple[Tensor, str | None]:
+    def _denoise(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> tuple[Tensor, str | None]:
         """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
         request = requests[0]
         assert request.height is not None
@@ -228,8 +241,9 @@ class UNetImagePipeline(ImagePipeline[R]):
             request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
         )
         latents, inpainting = self._start(requests, run, noise)
+        rows = rows_of(self.texts_of(each) for each in requests)
         stages = [
-            Stage(unet, below, tuple(self.row(unet, text, features[text], request) for text in texts))
+            Stage(unet, below, tuple(self.row(unet, text, texts[text], request) for text in rows))
             for unet, below in self.denoisers(request)
         ]
         assert request.cfg_scale is not None

@@ -35,7 +35,7 @@ def test_the_digest_is_that_of_the_content(file: Path) -> None:
 
 def test_a_file_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sha256_of(file)
-    monkeypatch.setattr(digest, "_digest", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(digest, "digest_of", lambda path: pytest.fail(f"{path} was read again"))
 
     assert sha256_of(file) == first
     assert sha256_of(file.parent / "." / file.name) == first

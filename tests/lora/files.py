@@ -19,7 +19,7 @@ Layers = dict[str, tuple[Tensor, Tensor]]
 RANK = 3
 TABLES = (
     "embed_tokens", "token_embedding", "position_embedding", "embeddings.", "shared", "positional", "padding",
-    "relative", "style_embedder",
+    "relative", "style_embedder", "task_embedding",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def layers_of(state: Mapping[str, Tensor], seed: int = 0, rank: int = RANK, stre
 
     found: Layers = {}
     for key, weight in state.items():
-        if weight.ndim not in (2, 4) or any(word in key for word in TABLES):
+        if weight.ndim not in (2, 4) or (weight.ndim == 2 and any(word in key for word in TABLES)):
             continue
         name = re.sub(r"[._]weight$", "", key)
         kernel = tuple(weight.shape[2:])

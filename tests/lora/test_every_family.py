@@ -61,7 +61,8 @@ def sample_for(layer: nn.Linear | nn.Conv2d) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     if isinstance(layer, nn.Linear):
         return torch.randn(2, 3, layer.in_features, generator=generator)
-    return torch.randn(2, layer.in_channels, 6, 6, generator=generator)
+    side = max(6, *layer.kernel_size)
+    return torch.randn(2, layer.in_channels, side, side, generator=generator)
 
 
 @each_case

@@ -19,6 +19,7 @@ from diffsynth.models.mt5.model import MT5Encoder
 from diffsynth.pipelines.canny import canny
 from diffsynth.pipelines.control import Control, ControlNets
 from diffsynth.pipelines.control_request import ControlRequest
+from tests.naming import as_written
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((48, 32))
 OTHER = Image.new("RGB", (48, 32), "red")
@@ -91,7 +92,7 @@ def test_numbers_of_numpy_in_a_list_are_numbers() -> None:
         ),
         ({"controlnet_image": PICTURE}, ["controlnet_images is given twice", "(controlnet_image)"]),
     ],
-    ids=str,
+    ids=as_written,
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InvalidRequest) as caught:

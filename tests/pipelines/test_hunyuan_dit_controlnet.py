@@ -269,7 +269,7 @@ def test_one_tile_that_holds_the_image_changes_nothing(steered: Load) -> None:
 def test_the_second_stage_is_shown_the_same_hints_in_its_own_size(steered: Load) -> None:
     pipe = steered("v1.2")
     settings: dict[str, Any] = {"controlnet_image": HINT, "controlnet_processors": "canny"}
-    larger = {"hires_scale": 2.0, "hires_strength": 0.67, "hires_steps": 3}
+    larger: dict[str, Any] = {"hires_scale": 2.0, "hires_strength": 0.67, "hires_steps": 3}
 
     image = pipe(PROMPT, **small_for(pipe), **settings, **larger)
 

@@ -127,7 +127,7 @@ def test_the_hash_of_a_weight_file_is_computed_once(
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr(digest, "_digest", refuse)
+    monkeypatch.setattr(digest, "digest_of", refuse)
     save_image(image, tmp_path / "second.png")
 
     assert len(json.loads((own_cache / "sha256.json").read_text())) == 6

@@ -13,6 +13,7 @@ from PIL import Image
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from tests.naming import as_written
 
 from .conftest import Load
 from .toy import OTHER_PROMPT, PROMPT
@@ -153,7 +154,7 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(
         ({"num_inference_steps": 3, "input_image": PICTURE, "strength": 0.1, "scheduler": "ddpm"}, ["no step to run"]),
         ({"clip_skip": 9}, ["clip_skip is 9", "from 1", "to 3"]),
     ],
-    ids=str,
+    ids=as_written,
 )
 def test_what_cannot_be_is_explained(pipe: HunyuanDiTImagePipeline, settings: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -169,7 +170,7 @@ def test_what_cannot_be_is_explained(pipe: HunyuanDiTImagePipeline, settings: di
         ({"image": PICTURE}, {"input_image": PICTURE}),
         ({"image": PICTURE, "strength": 0.6}, {"input_image": PICTURE, "denoising_strength": 0.6}),
     ],
-    ids=str,
+    ids=as_written,
 )
 def test_names_of_other_libraries_mean_the_same(
     pipe: HunyuanDiTImagePipeline, theirs: dict[str, Any], ours: dict[str, Any]
@@ -185,7 +186,7 @@ def test_names_of_other_libraries_mean_the_same(
         ({"tile_size": 32}, "tile_size and tile_stride have no effect"),
         ({"tile_stride": 16}, "tile_size and tile_stride have no effect"),
     ],
-    ids=str,
+    ids=as_written,
 )
 def test_a_setting_that_another_one_turns_off_is_reported_once(
     pipe: HunyuanDiTImagePipeline, settings: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture

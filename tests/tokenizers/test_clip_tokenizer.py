@@ -13,7 +13,7 @@ from diffsynth.errors import CorruptCheckpoint, TokenizerNotFound
 from diffsynth.tokenizers.base import check_fits
 from diffsynth.tokenizers.clip import ClipTokenizer
 from diffsynth.tokenizers.locate import locate_vocabulary
-from examples.random_stable_diffusion import TOKENS, write_tokenizer
+from examples.random_stable_diffusion import TOKENS, more_merges, write_tokenizer
 
 RELEASED = Path(__file__).parents[3] / "shared" / "data" / "clip" / "tokenizer"
 START, END = 49406, 49407
@@ -148,3 +148,12 @@ def test_files_that_are_no_such_vocabulary_are_refused(
 
     with pytest.raises(CorruptCheckpoint, match=sentence):
         ClipTokenizer(small / name if name == "tokenizer.json" else small)([""])
+
+
+def test_a_vocabulary_of_any_size_can_be_made_for_networks_of_random_weights(tmp_path: Path) -> None:
+    count = write_tokenizer(tmp_path, more_merges(49408))
+
+    tokenizer = ClipTokenizer(tmp_path, max_length=7)
+
+    assert count == 49408
+    assert tokenizer.marks.after == (END,)

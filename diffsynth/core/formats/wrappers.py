@@ -20,12 +20,15 @@ def find_tensors(top: object, path: Path) -> tuple[dict[str, TensorView], str]:
     """Return the named tensors of a torch file's value, and the wrapper they were found under.
 
     They lie in a dict: at the top, or at most two levels below under one of ``WRAPPERS``. Where several places
-    hold tensors, the first of ``WRAPPERS`` wins, unless it has less than half as many as another place.
+    hold tensors, the first of ``WRAPPERS`` wins, unless it has less than half as many as another place. Where none
+    does, they may lie one level deeper, in several dicts: a dot joins the name of each with those inside.
 
     Raises:
         UnsupportedCheckpoint: there are no tensors in these places, or their names are no text.
     """
-    places = {name: found for name, value in _places(top) if (found := _tensors(value))}
+    places = {name: found for name, value in _places(top) if (found := _tensors(value))} or {
+        name: found for name, value in _places(top) if (found := _tensors_in_parts(value))
+    }
     if not places:
         problem = f"holds {describe(top)}, not a mapping of names to tensors"
         raise UnsupportedCheckpoint(path, problem, "Give the file that holds the weights.")
@@ -59,6 +62,18 @@ def _places(top: object) -> list[tuple[str, object]]:
 
 def _tensors(value: object) -> dict[object, TensorView]:
     return {key: item for key, item in value.items() if isinstance(item, TensorView)} if isinstance(value, dict) else {}
+
+
+def _tensors_in_parts(value: object) -> dict[object, TensorView]:
+    """Return the tensors of dicts inside a dict under joined names; none if a joined name comes twice."""
+    parts = {name: _tensors(part) for name, part in value.items()} if isinstance(value, dict) else {}
+    named = {name: part for name, part in parts.items() if isinstance(name, str)}
+    joined = {
+        f"{name}.{key}" if isinstance(key, str) else key: tensor
+        for name, part in named.items()
+        for key, tensor in part.items()
+    }
+    return joined if len(joined) == sum(map(len, named.values())) else {}
 
 
 def describe(value: object) -> str:

@@ -26,5 +26,6 @@ CONTROLNET_FAMILY = ModelFamily(
     tiny=HunyuanDiTConfig.tiny,
     layouts=control_weights.LAYOUTS,
     version=_version,
+    copies="hunyuan_dit",
 )
 FAMILIES = (FAMILY, CONTROLNET_FAMILY)

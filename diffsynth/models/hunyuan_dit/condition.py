@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import torch
@@ -31,9 +31,14 @@ class TextFeatures:
     t5: Tensor
     t5_mask: Tensor
 
+    @classmethod
+    def cat(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
+        """Return the rows of several prompts' features, in order."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
     def to(self, device: torch.device) -> TextFeatures:
         """Return the same features on a device."""
-        return TextFeatures(*(each.to(device) for each in (self.clip, self.clip_mask, self.t5, self.t5_mask)))
+        return TextFeatures(*(getattr(self, each.name).to(device) for each in fields(self)))
 
 
 @dataclass(frozen=True)

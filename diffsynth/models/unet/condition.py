@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from diffsynth.nn.transformer_2d import KeysValues
+from diffsynth.nn.attention import KeysValues
 
 Rows: TypeAlias = slice | Sequence[int]
 
@@ -86,6 +86,14 @@ class Controls:
     def __mul__(self, scale: float) -> Controls:
         """Return everything times a number."""
         return Controls(tuple(skip * scale for skip in self.skips), self.mid * scale)
+
+    def rising(self) -> Controls:
+        """Return everything times factors that rise evenly in logarithm from 0.1 for the first to 1 for the middle.
+
+        With these a control network guesses what the image is without a prompt ("guess mode").
+        """
+        *factors, _ = torch.logspace(-1, 0, len(self.skips) + 1).tolist()
+        return Controls(tuple(skip * factor for skip, factor in zip(self.skips, factors, strict=True)), self.mid)
 
     def __add__(self, other: Controls) -> Controls:
         """Return the sum of two networks' outputs."""

@@ -8,15 +8,14 @@ from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Sizes of a text-conditioned UNet; the defaults are Stable Diffusion 1.5.
+class EncoderConfig:
+    """Sizes of the way down of a text-conditioned UNet and of its middle; the defaults are Stable Diffusion 1.5.
 
     Raises:
         ValueError: if sizes contradict one another.
     """
 
     in_channels: int = 4  # of the latents; 9 with a mask and a masked image beside them
-    out_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one width per level, the finest first
     depths: tuple[int, ...] = (1, 1, 1, 0)  # blocks of each transformer at a level, 0 for a level without
     mid_depth: int = 1
@@ -32,10 +31,9 @@ class UNetConfig:
     norm_groups: int = 32  # no file tells it
 
     def __post_init__(self) -> None:
-        if not self.channels or self.layers_per_block < 1 or self.mid_depth < 1:
+        if not self.channels or self.layers_per_block < 1:
             raise ValueError(
-                f"needs a level, a layer and a middle transformer, not channels={self.channels}, "
-                f"layers_per_block={self.layers_per_block}, mid_depth={self.mid_depth}"
+                f"needs a level and a layer, not channels={self.channels}, layers_per_block={self.layers_per_block}"
             )
         if len(self.depths) != len(self.channels):
             raise ValueError(f"{len(self.channels)} levels, but {len(self.depths)} depths")
@@ -61,13 +59,42 @@ class UNetConfig:
             widths += [width] * (self.layers_per_block + (level < len(self.channels) - 1))
         return tuple(widths)
 
+    def attends(self, level: int) -> bool:
+        """Whether a level has transformers on its way down."""
+        return self.depths[level] > 0
+
+    @property
+    def mid_attends(self) -> bool:
+        """Whether the middle has a transformer."""
+        return self.mid_depth > 0
+
+    @property
+    def release(self) -> str:
+        """Which release has this structure, in words; empty if it is none we know."""
+        names = {(768, 0): "SD 1.5", (1024, 0): "SD 2", (2048, 2816): "SDXL", (1280, 2560): "SDXL refiner"}
+        names |= {(2048, 5632): "Kolors", (0, 2816): "SDXL"}  # the last reads no text, as small control networks
+        return names.get((self.context_size, self.label_size), "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(EncoderConfig):
+    """Sizes of a whole UNet; the defaults are Stable Diffusion 1.5.
+
+    Raises:
+        ValueError: if sizes contradict one another.
+    """
+
+    out_channels: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mid_depth < 1:
+            raise ValueError(f"needs a transformer in the middle, not mid_depth={self.mid_depth}")
+
     @property
     def version(self) -> str:
         """Which release has this structure, in words; empty if it is none we know."""
-        names = {(768, 0): "SD 1.5", (1024, 0): "SD 2", (2048, 2816): "SDXL", (1280, 2560): "SDXL refiner"}
-        names[2048, 5632] = "Kolors"
-        name = names.get((self.context_size, self.label_size), "")
-        return f"{name} inpaint" if name and self.in_channels == 9 else name
+        return f"{self.release} inpaint" if self.release and self.in_channels == 9 else self.release
 
     @classmethod
     def sdxl(cls) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from diffsynth.core.convert import CONV1X1_TO_LINEAR, SAME, Op, Rename, Rule, Rules, keep
-from diffsynth.models.unet.config import UNetConfig
+from diffsynth.models.unet.config import EncoderConfig, UNetConfig
 
 HALF_SLOTS = 2  # of a downsampler in DiffSynth's row: itself, and its output put aside
 
@@ -21,35 +21,53 @@ def level_slots(layers: int, depth: int) -> int:
 
 def diffusers(config: UNetConfig) -> Rules:
     """Return the table of Diffusers' names."""
-    op = CONV1X1_TO_LINEAR if config.conv_projections else SAME
-    same = ("down_blocks.{i}.resnets.{j}", "mid_block.resnets.{i}", "up_blocks.{i}.resnets.{j}")
-    transformers = ("down_blocks.{i}.attentions.{j}", "mid_block.attentions.0", "up_blocks.{i}.attentions.{j}")
     return (
-        *_ends("time_embedding.linear_1", "time_embedding.linear_2", "conv_in", "conv_norm_out", "conv_out"),
-        *_label("add_embedding.linear_1", "add_embedding.linear_2"),
-        *(rule for path in same for rule in _resnet(path, path)),
-        *(rule for path in transformers for rule in _transformer(path, path, op)),
-        keep("down_blocks.{i}.downsamplers.0.conv"),
+        *diffusers_encoder(config),
+        *_resnet("up_blocks.{i}.resnets.{j}", "up_blocks.{i}.resnets.{j}"),
+        *_transformer("up_blocks.{i}.attentions.{j}", "up_blocks.{i}.attentions.{j}", _op(config)),
         keep("up_blocks.{i}.upsamplers.0.conv"),
+        *_end("conv_norm_out", "conv_out"),
+    )
+
+
+def diffusers_encoder(config: EncoderConfig) -> Rules:
+    """Return the table of Diffusers' names of the way down and the middle."""
+    resnets = ("down_blocks.{i}.resnets.{j}", "mid_block.resnets.{i}")
+    transformers = ("down_blocks.{i}.attentions.{j}", "mid_block.attentions.0")
+    return (
+        *_start("time_embedding.linear_1", "time_embedding.linear_2", "conv_in"),
+        *_label("add_embedding.linear_1", "add_embedding.linear_2"),
+        *(rule for path in resnets for rule in _resnet(path, path)),
+        *(rule for path in transformers for rule in _transformer(path, path, _op(config))),
+        keep("down_blocks.{i}.downsamplers.0.conv"),
     )
 
 
 def ldm(config: UNetConfig) -> Rules:
     """Return the table of latent-diffusion's names."""
-    op = CONV1X1_TO_LINEAR if config.conv_projections else SAME
     return (
-        *_ends("time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2"),
+        *ldm_encoder(config),
+        *_layers(_ldm_way_up(config), _op(config), _LDM_RESNET, _BLOCK),
+        *_end("out.0", "out.2"),
+    )
+
+
+def ldm_encoder(config: EncoderConfig) -> Rules:
+    """Return the table of latent-diffusion's names of the way down and the middle."""
+    return (
+        *_start("time_embed.0", "time_embed.2", "input_blocks.0.0"),
         *_label("label_emb.0.0", "label_emb.0.2"),
-        *_layers(_ldm_places(config), op, _LDM_RESNET, _BLOCK),
+        *_layers(_ldm_way_down(config), _op(config), _LDM_RESNET, _BLOCK),
     )
 
 
 def diffsynth(config: UNetConfig) -> Rules:
     """Return the table of the names of DiffSynth 1.x, which are also those in its LoRA files."""
     return (
-        *_ends("time_embedding.0", "time_embedding.2", "conv_in", "conv_norm_out", "conv_out"),
+        *_start("time_embedding.0", "time_embedding.2", "conv_in"),
         *_label("add_time_embedding.0", "add_time_embedding.2"),
         *_layers(_diffsynth_places(config), SAME, _RESNET, _DIFFSYNTH_BLOCK),
+        *_end("conv_norm_out", "conv_out"),
     )
 
 
@@ -78,15 +96,21 @@ _DIFFSYNTH_BLOCK = _BLOCK | {
 }
 
 
-def _ends(time_1: str, time_2: str, conv_in: str, norm_out: str, conv_out: str) -> Rules:
+def _op(config: EncoderConfig) -> Op:
+    return CONV1X1_TO_LINEAR if config.conv_projections else SAME
+
+
+def _start(time_1: str, time_2: str, conv_in: str) -> Rules:
     return (
         Rename(time_1, "time_embedding.linear_1"),
         Rename(time_2, "time_embedding.linear_2"),
         Rename(conv_in, "conv_in"),
-        Rename(norm_out, "conv_norm_out"),
-        Rename(conv_out, "conv_out"),
         keep("encoder_hid_proj"),
     )
+
+
+def _end(norm_out: str, conv_out: str) -> Rules:
+    return (Rename(norm_out, "conv_norm_out"), Rename(conv_out, "conv_out"))
 
 
 def _label(first: str, second: str) -> Rules:
@@ -118,28 +142,35 @@ def _transformer(theirs: str, ours: str, op: Op, layers: dict[str, str] = _BLOCK
     )
 
 
-def _ldm_places(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    """Yield the place of each layer in our names and in those of latent-diffusion."""
+def _ldm_way_down(config: EncoderConfig) -> Iterator[tuple[str, str]]:
+    """Yield the place of each layer in our names and in those of latent-diffusion, down to the middle."""
     layers, last = config.layers_per_block, len(config.channels) - 1
-    for level, depth in enumerate(config.depths):
-        down, up = f"down_blocks.{level}", f"up_blocks.{last - level}"
+    for level in range(last + 1):
+        down = f"down_blocks.{level}"
         for number in range(layers):
             block = f"input_blocks.{level * (layers + 1) + number + 1}"
             yield f"{down}.resnets.{number}", f"{block}.0"
-            if depth:
+            if config.attends(level):
                 yield f"{down}.attentions.{number}", f"{block}.1"
         if level < last:
             yield f"{down}.downsamplers.0.conv", f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
+    for number, path in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+        yield f"mid_block.{path}", f"middle_block.{number}"
+
+
+def _ldm_way_up(config: UNetConfig) -> Iterator[tuple[str, str]]:
+    """Yield the place of each layer in our names and in those of latent-diffusion, from the middle up."""
+    layers, last = config.layers_per_block, len(config.channels) - 1
+    for level in range(last + 1):
+        up = f"up_blocks.{last - level}"
         for number in range(layers + 1):
             block = f"output_blocks.{(last - level) * (layers + 1) + number}"
             yield f"{up}.resnets.{number}", f"{block}.0"
-            if depth:
+            if config.attends(level):
                 yield f"{up}.attentions.{number}", f"{block}.1"
         if level > 0:
             block = f"output_blocks.{(last - level + 1) * (layers + 1) - 1}"
-            yield f"{up}.upsamplers.0.conv", f"{block}.{2 if depth else 1}.conv"
-    for number, path in enumerate(("resnets.0", "attentions.0", "resnets.1")):
-        yield f"mid_block.{path}", f"middle_block.{number}"
+            yield f"{up}.upsamplers.0.conv", f"{block}.{2 if config.attends(level) else 1}.conv"
 
 
 def _diffsynth_places(config: UNetConfig) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,10 @@ at every level, those that keep them as linear layers have heads of 64.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from diffsynth.core.family import Layout
-from diffsynth.core.signature import Match, Signature
+from diffsynth.core.signature import Dims, Match, Signature
 from diffsynth.models.unet import names
 from diffsynth.models.unet.config import UNetConfig
 
@@ -29,15 +30,14 @@ def read_diffusers(match: Match) -> UNetConfig:
     Raises:
         ValueError: the sizes contradict each other.
     """
-    levels = [(match.sizes[f"width{i}"], _depth(match, f"text{i}.0")) for i in range(match.count("level"))]
+    levels = [(match.sizes[f"width{i}"], depth_of(match, f"text{i}.0")) for i in range(match.count("level"))]
     return _config(match, levels, match.count("unit"), match.count("block"), convs=match.sizes["kernel"] == 2)
 
 
 def read_ldm(match: Match) -> UNetConfig:
     """As `read_diffusers`; the first block that halves the size tells how many a level has."""
-    count = match.count("n")
-    stride = next((n for n in range(1, count) if f"half{n}" in match.sizes), count)
-    levels = [(match.sizes[f"width{n}"], _depth(match, f"text{n}")) for n in range(1, count, stride)]
+    stride = ldm_stride(match)
+    levels = [(match.sizes[f"width{n}"], depth_of(match, f"text{n}")) for n in range(1, match.count("n"), stride)]
     return _config(match, levels, stride - 1, match.count("block"), convs=match.sizes["kernel"] == 2)
 
 
@@ -52,9 +52,9 @@ def read_diffsynth(match: Match) -> UNetConfig:
     position = 0
     for _ in range(len(halves) // 2 + 1):  # the other half of them are on the way up
         position += names.HALF_SLOTS if levels else 0
-        levels.append((match.sizes[f"width{position}"], _depth(match, f"text{position + 1}")))
+        levels.append((match.sizes[f"width{position}"], depth_of(match, f"text{position + 1}")))
         position += names.level_slots(layers, levels[-1][1])
-    return _config(match, levels, layers, _depth(match, f"text{position + 1}"), convs="label" not in match.sizes)
+    return _config(match, levels, layers, depth_of(match, f"text{position + 1}"), convs="label" not in match.sizes)
 
 
 def _config(match: Match, levels: list[tuple[int, int]], layers: int, mid_depth: int, *, convs: bool) -> UNetConfig:
@@ -76,11 +76,21 @@ def _config(match: Match, levels: list[tuple[int, int]], layers: int, mid_depth:
     )
 
 
-def _depth(match: Match, transformer: str) -> int:
+def ldm_stride(match: Match) -> int:
+    """Return how many of latent-diffusion's blocks make a level: its residual blocks, and one that halves the size."""
+    count = match.count("n")
+    return next((n for n in range(1, count) if f"half{n}" in match.sizes), count)
+
+
+def depth_of(match: Match, transformer: str) -> int:
     """Return how many blocks a transformer has, 0 if it is not there."""
     return sum(re.fullmatch(rf"{re.escape(transformer)}\.\d+", name) is not None for name in match.sizes)
 
 
+LDM_LEVELS: Mapping[str, Dims] = {
+    "input_blocks.{n}.0.op.weight": ("half{n}", "half{n}", 3, 3),
+    "input_blocks.{n}.1.transformer_blocks.{deep}.attn2.to_k.weight": ("text{n}.{deep}", "context"),
+}
 _TO_KEYS = "transformer_blocks.{block}.attn2.to_k.weight"
 _PROJECTED = {"encoder_hid_proj.weight": ("context", "text")}
 
@@ -113,12 +123,7 @@ LDM = Signature(
         "output_blocks.{taken}.0.out_layers.3.weight": ("_", "_", 3, 3),
         "out.2.weight": ("out", "first", 3, 3),
     },
-    optional={
-        "input_blocks.{n}.0.op.weight": ("half{n}", "half{n}", 3, 3),
-        "input_blocks.{n}.1.transformer_blocks.{deep}.attn2.to_k.weight": ("text{n}.{deep}", "context"),
-        "label_emb.0.0.weight": ("_", "label"),
-    }
-    | _PROJECTED,
+    optional={**LDM_LEVELS, "label_emb.0.0.weight": ("_", "label"), **_PROJECTED},
 )
 DIFFSYNTH = Signature(
     {

@@ -1,17 +1,13 @@
-"""Control networks of a HunyuanDiT image: which fit, what they are shown, and what they add at each step."""
+"""Control networks of HunyuanDiT: which fit a denoiser, and what they are shown."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffsynth.core.loaded import LoadedModel
-from diffsynth.models.hunyuan_dit.condition import ControlPlan
 from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
-from diffsynth.models.hunyuan_dit.tiled import TokenTiling
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.control import Control
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
@@ -75,31 +71,3 @@ def hint_latents(
         return latents[:1]
     further = sides - noise.copies if noise.copies > 1 else 0  # local prompts are shown what the prompt is shown
     return torch.cat([latents, *[latents.chunk(noise.copies)[-1]] * further])
-
-
-@dataclass(frozen=True)
-class Steering:
-    """Control networks that are ready for the denoising loop of some images.
-
-    Args:
-        parts: each network's settings and plan, with the rows of the denoiser's plan.
-        tile: as the denoiser is tiled.
-    """
-
-    parts: tuple[tuple[Control[HunyuanDiTControlNet], ControlPlan], ...] = ()
-    tile: TokenTiling | None = None
-
-    def at(self, latents: Tensor, step: int) -> dict[int, Tensor]:
-        """Return what all networks that act at a step add to the long skips, block number → (B, N, D).
-
-        Args:
-            latents: (B, C, H, W), as the denoiser is given them.
-            step: index into the plans' timesteps.
-        """
-        total: dict[int, Tensor] = {}
-        for control, plan in self.parts:
-            if control.acts(step, len(plan.timesteps)):
-                added = control.network.control(latents, step, plan, scale=control.scale, tile=self.tile)
-                for number, each in enumerate(added):
-                    total[number] = total[number] + each if number in total else each
-        return total

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from diffsynth.core.loaded import LoadedModel
@@ -18,7 +18,7 @@ from diffsynth.manager import ModelManager
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.backbone import Backbone
-from diffsynth.models.hunyuan_dit.condition import BlockPlan, Condition, Plan, TextFeatures
+from diffsynth.models.hunyuan_dit.condition import Condition, TextFeatures
 from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
@@ -27,12 +27,13 @@ from diffsynth.models.mt5.model import MT5Encoder
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.control import ControlNets
-from diffsynth.pipelines.denoise import Predict, denoise, first_bad
+from diffsynth.pipelines.denoise import denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance, Region
 from diffsynth.pipelines.hires import no_noise
-from diffsynth.pipelines.hunyuan_dit.control import Steering, hint_latents, misfit
+from diffsynth.pipelines.hunyuan_dit.control import hint_latents, misfit
 from diffsynth.pipelines.hunyuan_dit.conventions import Conventions, conventions_named
 from diffsynth.pipelines.hunyuan_dit.parts import check_fit, check_loaded
+from diffsynth.pipelines.hunyuan_dit.predict import Steering, predictor, with_rows
 from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip_tokenizer_for, t5_tokenizer_for
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
 from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
@@ -40,16 +41,21 @@ from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_no_guidance, remark_size, remark_tiles
+from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
 from diffsynth.schedulers.base import Scheduler, SchedulerRun
 from diffsynth.schedulers.catalog import make_scheduler
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P", bound=BlockPlan)
-
 BETA_START = 0.00085
-# Diffusers' default, "blocks.1", is a pattern that fits the numbers of these blocks.
-PERTURBED_BLOCKS = frozenset({1, *range(10, 20)})
+
+
+class Text(NamedTuple):
+    """A prompt and the layer of each text encoder that it is read with, from the end."""
+
+    prompt: str
+    clip_skip: int
+    clip_skip_2: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -218,22 +224,31 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         scheduler, strength = self.scheduler_for(request), request.denoising_strength
         return scheduler.start(request.num_inference_steps, denoising_strength=strength, draw_noise=draw_noise)
 
+    @property
     @override
-    def draw_latents(self, requests: Sequence[HunyuanDiTRequest], monitor: Monitor) -> Tensor:
-        encoder = self.prompt_encoder
-        remedy = "Run `diffsynth inspect --verify` on the weight files; a damaged file gives this."
-        texts = self._texts(requests)
-        distinct = sorted(set(texts))
-        features = finite(lambda: self._encode(distinct, requests[0]), (encoder.clip, encoder.t5), remedy)
-        rows = [distinct.index(text) for text in texts]
-        networks = (self.denoiser, *(control.network for control in self.controlnets.controls(requests[0])))
-        return finite(lambda: self._denoise(requests, features, rows, monitor), networks, remedy)
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return (self.prompt_encoder.clip, self.prompt_encoder.t5)
 
-    def _encode(self, texts: Sequence[str], request: HunyuanDiTRequest) -> tuple[TextFeatures, str | None]:
-        """Return the features of texts, and where they are not finite, if so."""
-        features = self.prompt_encoder(texts, clip_skip=request.clip_skip, clip_skip_2=request.clip_skip_2)
-        good = features.clip.isfinite().all() and features.t5.isfinite().all()
-        return features, None if good else "the text encoder's features"
+    @override
+    def texts_of(self, request: HunyuanDiTRequest) -> list[Text]:
+        """Return the negative prompt, if it is asked for, the prompt, and each local prompt."""
+        strip = str.strip if self.conventions.strips_prompts else str
+        prompts = [request.negative_prompt or ""] if self._guided(request) else []
+        prompts += [request.prompt, *request.local_prompts]
+        return [Text(strip(prompt), request.clip_skip, request.clip_skip_2) for prompt in prompts]
+
+    @override
+    def encode(self, text: Text) -> TextFeatures:
+        return self.prompt_encoder([text.prompt], clip_skip=text.clip_skip, clip_skip_2=text.clip_skip_2)
+
+    @override
+    def draw_stage(self, requests: Sequence[HunyuanDiTRequest], texts: Texts, monitor: Monitor) -> Tensor:
+        wanted = rows_of(self.texts_of(request) for request in requests)
+        distinct = sorted(set(wanted))
+        features = TextFeatures.cat([texts[text] for text in distinct])
+        rows = [distinct.index(text) for text in wanted]
+        networks = (self.denoiser, *(control.network for control in self.controlnets.controls(requests[0])))
+        return finite(lambda: self._denoise(requests, features, rows, monitor), networks, REMEDY)
 
     def _denoise(
         self, requests: Sequence[HunyuanDiTRequest], features: TextFeatures, rows: list[int], monitor: Monitor
@@ -265,11 +280,11 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         end_point = self.conventions.rope_end_point
         rope = build_rope(*patches, config.head_dim, end_point=end_point, device=self.device)
         features = features.to(self.device)
-        plan = _with_rows(
+        plan = with_rows(
             self.denoiser.plan(run.timesteps, self._condition(self.denoiser, features, request), rope), rows
         )
         steering = self._steering(run.timesteps, features, rope, requests, rows, noise)
-        predict = self._predictor(plan, self._guidance(request, height, width), len(requests), steering)
+        predict = predictor(self.denoiser, plan, self._guidance(request, height, width), len(requests), steering)
         on_step = monitor.on_step(run.timesteps, LatentPreview(self.vae, self.latent_scale))
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)
         return latents, first_bad(good)
@@ -293,19 +308,10 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             if control.acts_within(len(timesteps)):
                 hint = hint_latents(control, self.codec, request, noise, len(rows) // len(requests))
                 condition = self._condition(control.network, features, request)
-                plan = _with_rows(control.network.plan(timesteps, condition, rope, hint), rows)
+                plan = with_rows(control.network.plan(timesteps, condition, rope, hint), rows)
                 parts.append((control, plan))
         tile = TokenTiling(tile=request.tile_size, stride=request.tile_stride) if request.tiled else None
         return Steering(tuple(parts), tile)
-
-    def _texts(self, requests: Sequence[HunyuanDiTRequest]) -> list[str]:
-        """Return the prompt of every row the denoiser is run on: negative, positive, each local prompt, per image."""
-        guided = self._guided(requests[0])
-        strip = str.strip if self.conventions.strips_prompts else str
-        positive = [strip(each.prompt) for each in requests]
-        negative = [strip(each.negative_prompt or "") for each in requests] if guided else []
-        local = [strip(text) for text in requests[0].local_prompts for _ in requests]
-        return [*negative, *positive, *local]
 
     def _guided(self, request: HunyuanDiTRequest) -> bool:
         """Whether the denoiser is run on negative prompts too."""
@@ -335,36 +341,3 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         numbers = self.conventions.image_meta_size(request.height, request.width, tile)
         sizes = torch.tensor([numbers] * len(features.clip), dtype=torch.float32, device=self.device)
         return network.encode_condition(features, sizes)
-
-    def _predictor(self, plan: Plan, guidance: Guidance, count: int, steering: Steering) -> Predict:
-        """Return the guided prediction for ``count`` images; the plan's rows lie as ``_texts`` lists them."""
-        sides, tile = len(plan) // count, steering.tile
-        first = 0 if guidance.scale is None else 1  # the side of the prompts
-        prompts = slice(first * count, (first + 1) * count)
-        prompts_only = plan.rows(prompts)
-
-        def predict(latents: Tensor, step: int) -> Tensor:
-            every = latents.repeat(sides, 1, 1, 1)
-            controls = steering.at(every, step)
-            velocity = self.denoiser.denoise(every, step, plan, tile=tile, controls=controls)
-            parts = velocity.float().chunk(sides)
-            perturbed = None
-            if guidance.perturbed_scale > 0:
-                blocks = PERTURBED_BLOCKS.intersection(range(self.denoiser.config.depth))
-                own = {number: control[prompts] for number, control in controls.items()}
-                perturbed = self.denoiser.denoise(
-                    latents, step, prompts_only, tile=tile, perturbed_blocks=blocks, controls=own
-                )
-            return guidance.combine(
-                parts[first],
-                negative=parts[0] if first else None,
-                perturbed=None if perturbed is None else perturbed.float(),
-                regional=parts[first + 1 :],
-            )
-
-        return predict
-
-
-def _with_rows(plan: P, rows: list[int]) -> P:
-    """Return a plan of distinct texts with a row for each row that the denoiser is run on."""
-    return plan if rows == list(range(len(plan))) else plan.rows(rows)

@@ -143,13 +143,12 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
 
     @override
     def row(self, unet: UNet, text: Text, features: Features, request: SDXLRequest) -> Row:
-        prompt, negative = text
         second = features[-1]
         assert second.pooled is not None
         refines = unet.config.context_size == second.hidden.shape[-1]
         context = second.hidden if refines else torch.cat([each.hidden for each in features], dim=-1)
         pooled = second.pooled
-        if prompt is None and not refines:  # a refiner was trained to read the empty text
+        if text.prompt is None and not refines:  # a refiner was trained to read the empty text
             context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
         count = numbers_of(unet.config, pooled.shape[-1])
-        return Row(context, pooled, request.numbers(count, negative=negative))
+        return Row(context, pooled, request.numbers(count, negative=text.negative))

@@ -40,6 +40,10 @@ VALUES: dict[str, tuple[object, type[CheckpointError], str]] = {
     "a list of tensors": ([View()], UnsupportedCheckpoint, "a list of 1"),
     "names that are numbers": ({0: View()}, UnsupportedCheckpoint, "under a value of the type int instead of a name"),
     "names that are tuples": ({("a", 1): View()}, UnsupportedCheckpoint, "under an object instead of a name"),
+    "a joined name that comes twice": (
+        {"a": {"b.w": View()}, "a.b": {"w": View()}}, UnsupportedCheckpoint, r"a dict of a, a\.b, not a mapping"
+    ),
+    "a number inside a dict": ({"a": {0: View()}}, UnsupportedCheckpoint, "of the type int instead of a name"),
     "three levels down": ({"a": {"b": {"w": View()}}}, UnsupportedCheckpoint, "a dict of a,"),
     "quantised storage": ({"w": View(Stored(kind=torch.QInt8Storage))}, UnsupportedCheckpoint, "torch.QInt8Storage"),
     "meta": ({"w": View(Stored(location="meta"))}, UnsupportedCheckpoint, "without data"),
@@ -343,6 +347,22 @@ def test_wrapped_tensors_are_found(top: dict[str, object], wrapper: str, tmp_pat
 
     assert "w" in checkpoint
     assert checkpoint.wrapper == wrapper
+
+
+@pytest.mark.parametrize(
+    ("top", "keys"),
+    [
+        ({"first": {"w": View()}, "second": {"v": View()}, "step": 1}, ["first.w", "second.v"]),
+        ({"state_dict": {"first": {"w": View()}}}, ["first.w"]),
+        ({"first": {"w": View()}, "ema": {"v": View()}}, ["v"]),
+        ({"first": {"w": View()}, "v": View()}, ["v"]),
+    ],
+    ids=["several dicts", "inside a wrapper", "a wrapper beside it", "tensors beside it"],
+)
+def test_names_of_dicts_are_joined_with_those_inside_where_nothing_else_has_tensors(
+    top: dict[str, object], keys: list[str], tmp_path: Path
+) -> None:
+    assert list(open_checkpoint(zip_file(tmp_path / "model.pt", top))) == keys
 
 
 def test_taking_one_of_several_wrappers_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -142,7 +142,7 @@ def test_gradients_reach_every_parameter() -> None:
     rope = build_rope(4, 6, V1_1.head_dim)
 
     controls = network(latents, torch.tensor([700.0]), hints, text, rope, sizes(V1_1, 1))
-    torch.stack(controls).square().mean().backward()
+    torch.stack(controls).square().mean().backward()  # type: ignore[no-untyped-call]
 
     assert [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()] == []
 

@@ -15,7 +15,7 @@ from diffsynth.models import unet
 from diffsynth.models.unet.condition import Condition, Controls
 from diffsynth.models.unet.config import UNetConfig
 from diffsynth.models.unet.model import UNet
-from diffsynth.nn.transformer_2d import plain_attention
+from diffsynth.nn.attention import plain_attention
 from tests.models import golden
 from tests.spellings import lively
 

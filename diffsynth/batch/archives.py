@@ -1,0 +1,101 @@
+"""Images in tar archives, in the manner of WebDataset: for each image 000123-7.png and 000123-7.json side by side.
+
+One archive per unit, published whole. Its name is the hash of what is in it, so images that are drawn later, because
+they failed at first, make an archive of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from typing_extensions import override
+
+from diffsynth.batch.images import KEY, encoded
+from diffsynth.batch.ledger import Finished
+from diffsynth.batch.output import NameTaken, Output, Published, finished
+from diffsynth.batch.plan import Item
+from diffsynth.batch.publish import publish
+from diffsynth.core.digest import digest_of
+from diffsynth.pipelines.recipe import recipe_json
+
+
+class Archives(Output):
+    """Keeps the images of a unit until it ends, then publishes them as one archive."""
+
+    def __init__(self, folder: Path, owner: str, quality: int) -> None:
+        super().__init__(folder, owner, quality)
+        self._waiting: list[tuple[Item, Mapping[str, Any], bytes, str]] = []
+        self._there = lru_cache(maxsize=None)(self._is_there)
+        self._unknown: dict[str, Finished] | None = None
+
+    @override
+    def add(self, item: Item, image: Image.Image, facts: Mapping[str, Any]) -> list[Published]:
+        content = encoded(image, item.key, item.names[0], self.quality)
+        recipe = json.dumps({**(recipe_json(image) or {}), KEY: item.key}, indent=1)
+        self._waiting.append((item, facts, content, recipe))
+        return []
+
+    @override
+    def end_unit(self) -> list[Published]:
+        if not self._waiting:
+            return []
+        waiting, self._waiting = self._waiting, []
+        content = _archive([(item.names[0], image, recipe) for item, _, image, recipe in waiting])
+        digest = hashlib.sha256(content).hexdigest()
+        name = hashlib.sha256("".join(item.key for item, *_ in waiting).encode()).hexdigest()[:16] + ".tar"
+        path = self.folder / name
+        (created,) = publish(content, [path], self.owner)
+        if not created and digest_of(path) != digest:
+            raise NameTaken(path)
+        file = finished(self.folder, [name], digest)
+        return [
+            Published(item, file, {**facts, "member": item.names[0], "wanted_as": item.names[1:]})
+            for item, facts, *_ in waiting
+        ]
+
+    @override
+    def find(self, item: Item, known: Sequence[Finished], *, verify: bool) -> list[Finished] | None:
+        if any(self._there(file, verify) for file in known):
+            return []
+        if self._unknown is None:
+            self._unknown = {key: file for path in sorted(self.folder.glob("*.tar")) for key, file in _keys_in(path)}
+        found = self._unknown.get(item.key)
+        return None if found is None else [found]
+
+    def _is_there(self, file: Finished, verify: bool) -> bool:
+        return file.files[0].endswith(".tar") and self.is_there(file, verify=verify)
+
+
+def _archive(members: Sequence[tuple[str, bytes, str]]) -> bytes:
+    """Return an archive; equal members give equal bytes, whenever and wherever it is made."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, image, recipe in members:
+            side = PurePosixPath(name).with_suffix(".json").as_posix()
+            for member, content in ((name, image), (side, recipe.encode())):
+                info = tarfile.TarInfo(member)  # owner 0, time 0
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _keys_in(path: Path) -> list[tuple[str, Finished]]:
+    """Return the keys of the images in an archive; none, if it is no archive of ours."""
+    file = finished(path.parent, [path.name], digest_of(path))
+    keys = []
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (stream := tar.extractfile(member)) is not None:
+                    keys.append(str(json.load(stream)[KEY]))
+    except (tarfile.TarError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [(key, file) for key in keys]

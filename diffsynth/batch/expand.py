@@ -1,0 +1,245 @@
+"""Rows → images: sweeps multiplied out, seeds chosen, wildcards filled in, all from the job alone."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffsynth.batch.jobs import Job, Problems, Row
+from diffsynth.batch.values import frozen, listed_values, of_job, of_text, size_of
+from diffsynth.batch.wildcards import Wildcards
+from diffsynth.errors import InvalidRequest, printable
+from diffsynth.pipelines.request import ALIASES, ImageRequest, check_range, resolve_names
+
+MOST_IMAGES = 10_000_000
+OWN = {"file": "str", "size": "str", "num_images_per_prompt": "int"}  # names of a row that are no settings
+
+Shared = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that a job asks for; nothing of it was checked yet.
+
+    Args:
+        index: from 0, among all images of the job.
+        row: number of its row.
+        where: file and line, for messages.
+        prompt: its prompt.
+        seed: its seed, or None for that of an input that is wrong.
+        shared: all other settings, sorted by name; the very same object for all entries that have the same.
+        file: the name that the row asks for.
+    """
+
+    index: int
+    row: int
+    where: str
+    prompt: Any
+    seed: Any
+    shared: Shared
+    file: str | None = None
+
+
+@dataclass
+class Expansion:
+    """Turns rows into entries.
+
+    Args:
+        job: the rows.
+        request_type: whose settings they are.
+        defaults: settings of every row that does not have them.
+        sweeps: name → values, of every row; the last name varies fastest.
+        seed: what seeds are derived from where a row has none.
+        wildcards: whether prompts may have some.
+    """
+
+    job: Job
+    request_type: type[ImageRequest]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    sweeps: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    wildcards: bool = True
+    problems: Problems = field(default_factory=Problems)
+
+    def __post_init__(self) -> None:
+        self._fields = self.request_type.settings()
+        self._shared: dict[Shared, Shared] = {}
+        self._words = Wildcards(self.job.folder)
+
+    def entries(self) -> list[Entry]:
+        """Return all images of the job; what is wrong is added to ``problems``.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        found: list[Entry] = []
+        for row in self.job.rows:
+            try:
+                for more in self._of_row(row):
+                    found.append(Entry(len(found), *more))
+                    if len(found) > MOST_IMAGES:
+                        raise InvalidRequest(f"the job asks for more than {MOST_IMAGES:,} images; split it.")
+            except _RowProblem as problem:
+                self.problems.add(row.where, str(problem))
+        return found
+
+    def _of_row(self, row: Row) -> Iterator[tuple[int, str, Any, Any, Shared, str | None]]:
+        given = {**_named(self.defaults), **_named({k: v for k, v in row.settings.items() if k != "sweep"})}
+        axes = self._axes(row)
+        names = list(axes)
+        if math.prod(len(values) for values in axes.values()) > MOST_IMAGES:
+            raise InvalidRequest(f"{row.where}: the sweep has more than {MOST_IMAGES:,} combinations.")
+        for combination in itertools.product(*axes.values()):
+            settings = self._read(row, {**given, **dict(zip(names, combination, strict=True))})
+            name, count = settings.pop("file", None), settings.pop("num_images_per_prompt", 1)
+            first = settings.pop("seed", None)
+            first = self._derived(row.number) if first is None else first
+            for number in range(count):
+                seed = first + number if isinstance(first, int) else first
+                yield self._filled(row, settings, seed, name)
+
+    def _axes(self, row: Row) -> dict[str, list[Any]]:
+        own = row.settings.get("sweep", {})
+        if isinstance(own, str):
+            own = _parsed(own)
+        if not isinstance(own, Mapping):
+            raise _RowProblem(f"sweep must be an object of lists, not {printable(repr(own))}.")
+        try:
+            swept = {**_named(self.sweeps), **_named(own)}
+            return {name: listed_values(name, values, self._kind(name)) for name, values in swept.items()}
+        except InvalidRequest as error:
+            raise _RowProblem(str(error)) from error
+
+    def _kind(self, name: str) -> str:
+        return str(self._fields[name].type) if name in self._fields else OWN.get(name, "str")
+
+    def _read(self, row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings with values as requests have them; what is wrong with one is noted, and it left out."""
+        settings: dict[str, Any] = {}
+        for name, value in given.items():
+            try:
+                if name == "size":
+                    settings |= size_of(value)
+                elif name in OWN:
+                    settings[name] = self._own(name, value)
+                elif name in self._fields:
+                    settings[name] = of_job(value, self._fields[name], self.job)
+                else:
+                    resolve_names({name: value}, tuple(self._fields), (*OWN, "sweep"))
+            except (InvalidRequest, OSError) as error:
+                self.problems.add(row.where, str(error))
+        if not isinstance(settings.get("prompt"), str):
+            raise _RowProblem("has no prompt." if "prompt" not in settings else "prompt must be text.")
+        return settings
+
+    def _own(self, name: str, value: Any) -> Any:
+        if name == "num_images_per_prompt":
+            number = of_text(value, "int") if isinstance(value, str) else value
+            check_range(name, number, 1, 10_000, whole=True)
+            return number
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} must be text, not {printable(repr(value))}.")
+        return str(value)
+
+    def _derived(self, row: int) -> int:
+        """Return the seed of a row that has none; all images of its sweep have it, so that they can be compared."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {row}".encode()).digest()[:4], "big")
+
+    def _filled(
+        self, row: Row, settings: Mapping[str, Any], seed: Any, name: str | None
+    ) -> tuple[int, str, Any, Any, Shared, str | None]:
+        filled = dict(settings)
+        if self.wildcards and isinstance(seed, int):
+            for each in ("prompt", "negative_prompt"):
+                if isinstance(text := filled.get(each), str):
+                    try:
+                        filled[each] = self._words.fill(text, row.number, seed)
+                    except InvalidRequest as error:
+                        raise _RowProblem(str(error)) from error
+        prompt = filled.pop("prompt")
+        shared: Shared = tuple(sorted((each, frozen(value)) for each, value in filled.items()))
+        try:
+            shared = self._shared.setdefault(shared, shared)
+        except TypeError as error:
+            raise _RowProblem(f"a value is of a kind that no setting has ({printable(error)}).") from error
+        return row.number, row.where, str(prompt), seed, shared, name
+
+
+class _RowProblem(Exception):
+    """A row of which no image can be made."""
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under our names for them."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        ours = ALIASES.get(name, name)
+        if ours in found:
+            raise _RowProblem(f"{ours} is given twice, also under another name ({name}). Give it once.")
+        found[ours] = value
+    return found
+
+
+def _parsed(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _RowProblem(f"sweep is not JSON: {printable(error)}.") from error
+
+
+def check_entries(entries: Sequence[Entry], request_type: type[ImageRequest], problems: Problems) -> None:
+    """Add all that is wrong with the settings of entries to ``problems``; no network is needed for it."""
+    known: dict[int, list[str]] = {}
+    for entry in entries:
+        found = known.get(id(entry.shared))
+        if found is None:
+            found = known[id(entry.shared)] = settings_problems(dict(entry.shared), request_type)
+        for problem in found:
+            problems.add(entry.where, problem)
+        try:
+            check_range("seed", entry.seed, 0, 2**63 - 1, whole=True)
+        except InvalidRequest as error:
+            problems.add(entry.where, str(error))
+
+
+def settings_problems(settings: Mapping[str, Any], request_type: type[ImageRequest]) -> list[str]:
+    """Return every reason for which a request refuses settings, not only the first."""
+    left, found = dict(settings), []
+    while (refusal := _refusal(left, request_type)) is not None:
+        found.append(refusal)
+        named_first = sorted(left, key=lambda name: name not in refusal)
+        culprits = (name for name in named_first if _refusal(_without(left, name), request_type) != refusal)
+        culprit = next(culprits, None)
+        if culprit is None:
+            break
+        del left[culprit]
+    return found
+
+
+def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {each: value for each, value in settings.items() if each != name}
+
+
+def _refusal(settings: Mapping[str, Any], request_type: type[ImageRequest]) -> str | None:
+    try:
+        request_type.from_settings({"prompt": "", **opened(settings)})
+    except (InvalidRequest, OSError) as error:
+        return str(error)
+    return None
+
+
+def opened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with their pictures opened."""
+    return {name: _opened(value) for name, value in settings.items()}
+
+
+def _opened(value: Any) -> Any:
+    if hasattr(value, "open") and hasattr(value, "digest"):
+        return value.open()
+    return tuple(_opened(each) for each in value) if isinstance(value, tuple) else value

@@ -1,0 +1,167 @@
+"""What is finished: one line of JSON per image, so that a run that was stopped anywhere goes on.
+
+A ledger only grows. Its lines, told apart by a name that only one kind has:
+
+- ``{"run": {...}}``: a run began; what it was, with versions.
+- ``{"key": …, "files": […], "sha256": …, …}``: an image is on the disk, under all of these names.
+- ``{"key": …, "failed": reason, …}``: it could not be drawn.
+
+A folder may have several ledgers, ``ledger.jsonl`` and ``ledger-NAME.jsonl``, one for each process that draws into it.
+Each process reads all and writes its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from typing_extensions import Self
+
+from diffsynth.core.locks import lock
+from diffsynth.errors import InvalidRequest, printable
+
+logger = logging.getLogger(__name__)
+
+PATTERN = "ledger*.jsonl"
+SET_ASIDE = 3  # failures of an image after which it is not tried again unasked
+
+
+class Finished(NamedTuple):
+    """What a ledger says of an image.
+
+    Args:
+        files: its names, relative to the folder; in an archive, that of the archive.
+        sha256: of the file.
+        size: of the file in bytes.
+        mtime_ns: when the file was last written.
+    """
+
+    files: tuple[str, ...]
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+class History:
+    """What ledgers say, taken together.
+
+    Args:
+        lines: of all ledgers, those of one in the order in which they were written.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.finished: dict[str, list[Finished]] = {}
+        self.failures: dict[str, list[str]] = {}
+        for line in lines:
+            self.add(line)
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Read all ledgers of a folder; a last line that is not finished is left out."""
+        return cls(line for path in sorted(folder.glob(PATTERN)) for line in read_lines(path))
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take note of one more line."""
+        if "sha256" in line:
+            found = Finished(tuple(line["files"]), line["sha256"], line["size"], line["mtime_ns"])
+            self.finished.setdefault(line["key"], []).append(found)
+            self.failures.pop(line["key"], None)
+        elif "failed" in line:
+            self.failures.setdefault(line["key"], []).append(line["failed"])
+
+    def set_aside(self, key: str) -> bool:
+        """Whether an image failed so often that it is not tried again unasked."""
+        return len(self.failures.get(key, ())) >= SET_ASIDE
+
+
+class Ledger:
+    """The ledger that one process writes, open and locked; use it in a ``with`` block.
+
+    Args:
+        path: the file, made if need be. A last line that is not whole, as a crash leaves it, is cut off.
+
+    Raises:
+        InvalidRequest: another process writes it.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] = path.open("ab")
+        if not lock(self._file):
+            self._file.close()
+            raise InvalidRequest(
+                f"another process draws with {printable(path, 300)}. Wait for it, or name another ledger for this one "
+                "(ledger=, --ledger), which may share the folder."
+            )
+        if cut := _torn(path):
+            logger.warning("%s: its last line was not finished and is cut off", path)
+            self._file.truncate(path.stat().st_size - cut)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines and wait until they are on the disk; if that fails, none of them is there.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            _write_all(self._file.fileno(), text.encode("utf-8", "surrogatepass"))
+            os.fsync(self._file.fileno())
+        except BaseException as error:
+            self._file.truncate(before)
+            if isinstance(error, OSError) and error.errno:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a ledger that are whole; another process may be writing it."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            content = _parsed(line)
+            if content is not None:
+                yield content
+            elif line.endswith(b"\n"):
+                logger.warning("%s, line %d is damaged and left out", path, number)
+
+
+def _torn(path: Path) -> int:
+    """Return the bytes at the end of a ledger that are no whole line."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        reach = 1 << 16
+        while True:
+            file.seek(max(size - reach, 0))
+            tail = file.read()
+            lines = tail.splitlines(keepends=True)
+            if reach >= size or len(lines) > 1:
+                break
+            reach *= 4
+    return len(lines[-1]) if lines and _parsed(lines[-1]) is None else 0
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and ("key" in content or "run" in content) else None

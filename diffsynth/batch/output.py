@@ -1,0 +1,180 @@
+"""Where finished images go: files under their names, or archives; either way whole, once, and over nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from diffsynth.batch.images import KEY, encoded, recipe_in
+from diffsynth.batch.ledger import Finished
+from diffsynth.batch.plan import Item
+from diffsynth.batch.publish import link, publish
+from diffsynth.core.digest import digest_of
+from diffsynth.errors import InvalidRequest, printable
+
+QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Published:
+    """An image that is on the disk under its names.
+
+    Args:
+        item: what it is.
+        file: as the ledger knows it.
+        facts: more for the ledger, such as its place in an archive.
+    """
+
+    item: Item
+    file: Finished
+    facts: Mapping[str, Any]
+
+
+class NameTaken(InvalidRequest):
+    """Another file has the name that an image is to have."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{printable(path, 300)} is there already and is another image, or was changed. No file is replaced: "
+            "move it away, or choose another folder or other names."
+        )
+
+
+class Output(ABC):
+    """Takes images one by one and says when they are on the disk.
+
+    Args:
+        folder: what names are relative to.
+        owner: which process this is, for temporary names.
+        quality: of JPEG and WebP.
+    """
+
+    def __init__(self, folder: Path, owner: str, quality: int = QUALITY) -> None:
+        self.folder = folder
+        self.owner = owner
+        self.quality = quality
+
+    @abstractmethod
+    def add(self, item: Item, image: Image.Image, facts: Mapping[str, Any]) -> list[Published]:
+        """Take an image and return those that are on the disk now.
+
+        Raises:
+            NameTaken: another file has its name.
+            OSError: it cannot be written.
+        """
+
+    @abstractmethod
+    def end_unit(self) -> list[Published]:
+        """Write what waits for the end of a unit; as ``add``."""
+
+    @abstractmethod
+    def find(self, item: Item, known: Sequence[Finished], *, verify: bool) -> list[Finished] | None:
+        """Look for an image on the disk.
+
+        Args:
+            item: the image.
+            known: its files, as ledgers know them.
+            verify: read files and compare hashes, in place of sizes and times.
+
+        Returns:
+            None if it must be drawn; else the files that no ledger knows yet, as after a crash between the two.
+
+        Raises:
+            NameTaken: another file has its name.
+            OSError: a file cannot be read.
+        """
+
+    def is_there(self, file: Finished, *, verify: bool) -> bool:
+        """Whether a file is what a ledger says: by size and time, by its hash if the time differs or all is verified.
+
+        Raises:
+            NameTaken: there is another file.
+        """
+        path = self.folder / file.files[0]
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        same = status.st_size == file.size
+        if same and (verify or status.st_mtime_ns != file.mtime_ns):
+            same = digest_of(path) == file.sha256
+        if not same:
+            raise NameTaken(path)
+        return True
+
+
+class Files(Output):
+    """Each image is a file of its own; further names of one image are links to it."""
+
+    def add(self, item: Item, image: Image.Image, facts: Mapping[str, Any]) -> list[Published]:
+        """Write an image under its names."""
+        parts: dict[str, list[str]] = {}
+        for name in item.names:  # of different formats, if the job says so
+            parts.setdefault(_suffix(name), []).append(name)
+        found = []
+        for names in parts.values():
+            content = encoded(image, item.key, names[0], self.quality)
+            paths = [self.folder / name for name in names]
+            for path, created in zip(paths, publish(content, paths, self.owner), strict=True):
+                if not created and not _holds(path, item):
+                    raise NameTaken(path)
+            digest = hashlib.sha256(content).hexdigest()
+            found.append(Published(item, finished(self.folder, names, digest), facts))
+        return found
+
+    def end_unit(self) -> list[Published]:
+        """Nothing waits."""
+        return []
+
+    def find(self, item: Item, known: Sequence[Finished], *, verify: bool) -> list[Finished] | None:
+        """Return what is new of an image whose files are there; missing names are linked to others."""
+        have = {name for file in known if self.is_there(file, verify=verify) for name in self._present(file)}
+        missing = [name for name in item.names if name not in have]
+        here = [name for name in missing if self._found(name, item)]
+        adopted = []
+        for suffix in dict.fromkeys(map(_suffix, missing)):
+            source = next((name for name in (*here, *sorted(have)) if _suffix(name) == suffix), None)
+            if source is None:
+                return None
+            names = [name for name in missing if _suffix(name) == suffix]
+            link(self.folder / source, [self.folder / name for name in names if name not in here])
+            adopted.append(finished(self.folder, names, digest_of(self.folder / source)))
+        return adopted
+
+    def _present(self, file: Finished) -> list[str]:
+        first, *more = file.files
+        return [first, *(name for name in more if (self.folder / name).exists())]
+
+    def _found(self, name: str, item: Item) -> bool:
+        """Whether a file that no ledger knows is there and is an image."""
+        path = self.folder / name
+        if not os.path.lexists(path):
+            return False
+        if not path.is_symlink() and path.is_file() and not path.stat().st_size:
+            path.unlink()  # a name that was taken by a process that died before it could fill it
+            return False
+        if not _holds(path, item):
+            raise NameTaken(path)
+        return True
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _holds(path: Path, item: Item) -> bool:
+    recipe = recipe_in(path)
+    return recipe is not None and recipe.get(KEY) == item.key
+
+
+def finished(folder: Path, names: Sequence[str], digest: str) -> Finished:
+    """Return what a ledger says of a file that was just published under some names."""
+    status = (folder / names[0]).stat()
+    return Finished(tuple(names), digest, status.st_size, status.st_mtime_ns)
