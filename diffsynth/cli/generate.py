@@ -101,7 +101,7 @@ def generate(
     clip_2: Clip2 = None,
     t5: T5 = None,
     vae: Vae = None,
-    controlnet: Controlnets = None,
+    controlnets: Controlnets = None,
     refiner: Refiner = None,
     refiner_name: RefinerName = None,
     prediction: Prediction = None,
@@ -145,7 +145,7 @@ def generate(
         else USUAL
     )
     options: dict[str, Any] = {**named, "beta_end": beta_end, "prediction": prediction or recipe.get("prediction")}
-    options["controlnets"] = [index_or_name(name) for name in controlnet] if controlnet else None
+    options["controlnets"] = [index_or_name(name) for name in controlnets] if controlnets else None
     wanted = chosen_refiner(refiner, refiner_name)
     options["refiner"] = recipe.get("refined") if wanted is None else wanted
     options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr
