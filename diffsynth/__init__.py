@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffsynth.converting import convert_lora
     from diffsynth.core.checkpoint import open_checkpoint
     from diffsynth.errors import DiffSynthError
     from diffsynth.hub.download import download_model, download_models
@@ -30,6 +31,7 @@ __all__ = [
     "SDImagePipeline",
     "SDXLImagePipeline",
     "__version__",
+    "convert_lora",
     "download_model",
     "download_models",
     "merge_models",
@@ -45,6 +47,7 @@ _HOMES = {
     "ModelManager": "diffsynth.manager",
     "SDImagePipeline": "diffsynth.pipelines.sd.pipeline",
     "SDXLImagePipeline": "diffsynth.pipelines.sdxl.pipeline",
+    "convert_lora": "diffsynth.converting",
     "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
     "merge_models": "diffsynth.merging",

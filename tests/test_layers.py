@@ -19,6 +19,7 @@ LAYERS = {
     "models": 2,
     "lora": 2,
     "manager": 3,
+    "converting": 3,
     "merging": 3,
     "pipelines": 4,
     "batch": 5,

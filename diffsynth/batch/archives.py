@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -20,18 +20,17 @@ from typing_extensions import override
 
 from diffsynth.batch.images import KEY, encoded
 from diffsynth.batch.ledger import Finished
-from diffsynth.batch.output import NameTaken, Output, Published, finished
+from diffsynth.batch.output import NameTaken, Output, Published
 from diffsynth.batch.plan import Item
-from diffsynth.batch.publish import publish
-from diffsynth.core.digest import digest_of
+from diffsynth.batch.storage import Storage
 from diffsynth.pipelines.recipe import recipe_json
 
 
 class Archives(Output):
     """Keeps the images of a unit until it ends, then publishes them as one archive."""
 
-    def __init__(self, folder: Path, owner: str, quality: int) -> None:
-        super().__init__(folder, owner, quality)
+    def __init__(self, storage: Storage, quality: int) -> None:
+        super().__init__(storage, quality)
         self._waiting: list[tuple[Item, Mapping[str, Any], bytes, str]] = []
         self._there = lru_cache(maxsize=None)(self._is_there)
         self._unknown: dict[str, Finished] | None = None
@@ -51,11 +50,10 @@ class Archives(Output):
         content = _archive([(item.names[0], image, recipe) for item, _, image, recipe in waiting])
         digest = hashlib.sha256(content).hexdigest()
         name = hashlib.sha256("".join(item.key for item, *_ in waiting).encode()).hexdigest()[:16] + ".tar"
-        path = self.folder / name
-        (created,) = publish(content, [path], self.owner)
-        if not created and digest_of(path) != digest:
-            raise NameTaken(path)
-        file = finished(self.folder, [name], digest)
+        (created,) = self.storage.create(content, [name])
+        if not created and self.storage.digest(name) != digest:
+            raise NameTaken(self.storage.where(name))
+        file = self.storage.finished([name], digest)
         return [
             Published(item, file, {**facts, "member": item.names[0], "wanted_as": item.names[1:]})
             for item, facts, *_ in waiting
@@ -66,12 +64,25 @@ class Archives(Output):
         if any(self._there(file, verify) for file in known):
             return []
         if self._unknown is None:
-            self._unknown = {key: file for path in sorted(self.folder.glob("*.tar")) for key, file in _keys_in(path)}
+            self._unknown = {key: file for name in self.storage.glob("*.tar") for key, file in self._keys_in(name)}
         found = self._unknown.get(item.key)
         return None if found is None else [found]
 
     def _is_there(self, file: Finished, verify: bool) -> bool:
         return file.files[0].endswith(".tar") and self.is_there(file, verify=verify)
+
+    def _keys_in(self, name: str) -> list[tuple[str, Finished]]:
+        """Return the keys of the images in an archive; none, if it is no archive of ours."""
+        file = self.storage.finished([name], self.storage.digest(name))
+        keys = []
+        try:
+            with self.storage.open(name) as stream, tarfile.open(fileobj=stream) as tar:
+                for member in tar:
+                    if member.name.endswith(".json") and (recipe := tar.extractfile(member)) is not None:
+                        keys.append(str(json.load(recipe)[KEY]))
+        except (tarfile.TarError, ValueError, LookupError, TypeError, RecursionError):
+            return []
+        return [(key, file) for key in keys]
 
 
 def _archive(members: Sequence[tuple[str, bytes, str]]) -> bytes:
@@ -85,17 +96,3 @@ def _archive(members: Sequence[tuple[str, bytes, str]]) -> bytes:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return stream.getvalue()
-
-
-def _keys_in(path: Path) -> list[tuple[str, Finished]]:
-    """Return the keys of the images in an archive; none, if it is no archive of ours."""
-    file = finished(path.parent, [path.name], digest_of(path))
-    keys = []
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".json") and (stream := tar.extractfile(member)) is not None:
-                    keys.append(str(json.load(stream)[KEY]))
-    except (tarfile.TarError, ValueError, LookupError, TypeError, RecursionError):
-        return []
-    return [(key, file) for key in keys]

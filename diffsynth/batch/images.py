@@ -6,7 +6,7 @@ import io
 import json
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -52,9 +52,9 @@ def _exif(recipe: Recipe, key: str) -> Image.Exif:
     return exif
 
 
-def recipe_in(path: Path) -> dict[str, Any] | None:
+def recipe_in(file: Path | BinaryIO) -> dict[str, Any] | None:
     """Return the recipe inside an image that a batch drew, its key included; None for any other or damaged file."""
-    with suppress(OSError, *DAMAGED), Image.open(path) as image:
+    with suppress(OSError, *DAMAGED), Image.open(file) as image:
         image.load()
         text = image.info.get(JSON_CHUNK) or image.getexif().get(DESCRIPTION)
         recipe = json.loads(text)

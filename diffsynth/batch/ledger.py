@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
 
 from typing_extensions import Self
 
@@ -25,6 +25,8 @@ from diffsynth.core.locks import lock
 from diffsynth.errors import InvalidRequest, printable
 
 logger = logging.getLogger(__name__)
+
+Line: TypeAlias = Mapping[str, Any]
 
 PATTERN = "ledger*.jsonl"
 SET_ASIDE = 3  # failures of an image after which it is not tried again unasked
@@ -53,7 +55,7 @@ class History:
         lines: of all ledgers, those of one in the order in which they were written.
     """
 
-    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, lines: Iterable[Line] = ()) -> None:
         self.finished: dict[str, list[Finished]] = {}
         self.failures: dict[str, list[str]] = {}
         for line in lines:
@@ -64,7 +66,7 @@ class History:
         """Read all ledgers of a folder; a last line that is not finished is left out."""
         return cls(line for path in sorted(folder.glob(PATTERN)) for line in read_lines(path))
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: Line) -> None:
         """Take note of one more line."""
         if "sha256" in line:
             found = Finished(tuple(line["files"]), line["sha256"], line["size"], line["mtime_ns"])
@@ -108,7 +110,10 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(self, *lines: Mapping[str, Any]) -> None:
+    def flush(self) -> None:
+        """Nothing waits: what was written is on the disk."""
+
+    def write(self, *lines: Line) -> None:
         """Add lines and wait until they are on the disk; if that fails, none of them is there.
 
         Raises:
@@ -134,12 +139,17 @@ def _write_all(handle: int, data: bytes) -> None:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a ledger that are whole; another process may be writing it."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            content = _parsed(line)
-            if content is not None:
-                yield content
-            elif line.endswith(b"\n"):
-                logger.warning("%s, line %d is damaged and left out", path, number)
+        yield from parsed_lines(file, path)
+
+
+def parsed_lines(file: BinaryIO, where: object) -> Iterator[dict[str, Any]]:
+    """Yield the lines of an open ledger that are whole."""
+    for number, line in enumerate(file, 1):
+        content = _parsed(line)
+        if content is not None:
+            yield content
+        elif line.endswith(b"\n"):
+            logger.warning("%s, line %d is damaged and left out", where, number)
 
 
 def _torn(path: Path) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -15,8 +14,7 @@ from PIL import Image
 from diffsynth.batch.images import KEY, encoded, recipe_in
 from diffsynth.batch.ledger import Finished
 from diffsynth.batch.plan import Item
-from diffsynth.batch.publish import link, publish
-from diffsynth.core.digest import digest_of
+from diffsynth.batch.storage import Storage
 from diffsynth.errors import InvalidRequest, printable
 
 QUALITY = 95
@@ -40,9 +38,9 @@ class Published:
 class NameTaken(InvalidRequest):
     """Another file has the name that an image is to have."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, where: str) -> None:
         super().__init__(
-            f"{printable(path, 300)} is there already and is another image, or was changed. No file is replaced: "
+            f"{printable(where, 300)} is there already and is another image, or was changed. No file is replaced: "
             "move it away, or choose another folder or other names."
         )
 
@@ -51,14 +49,12 @@ class Output(ABC):
     """Takes images one by one and says when they are on the disk.
 
     Args:
-        folder: what names are relative to.
-        owner: which process this is, for temporary names.
+        storage: where files are.
         quality: of JPEG and WebP.
     """
 
-    def __init__(self, folder: Path, owner: str, quality: int = QUALITY) -> None:
-        self.folder = folder
-        self.owner = owner
+    def __init__(self, storage: Storage, quality: int = QUALITY) -> None:
+        self.storage = storage
         self.quality = quality
 
     @abstractmethod
@@ -97,16 +93,15 @@ class Output(ABC):
         Raises:
             NameTaken: there is another file.
         """
-        path = self.folder / file.files[0]
-        try:
-            status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
+        name = file.files[0]
+        stamp = self.storage.stamp(name)
+        if stamp is None:
             return False
-        same = status.st_size == file.size
-        if same and (verify or status.st_mtime_ns != file.mtime_ns):
-            same = digest_of(path) == file.sha256
+        same = stamp.size == file.size
+        if same and (verify or stamp.mtime_ns != file.mtime_ns):
+            same = self.storage.digest(name) == file.sha256
         if not same:
-            raise NameTaken(path)
+            raise NameTaken(self.storage.where(name))
         return True
 
 
@@ -121,12 +116,12 @@ class Files(Output):
         found = []
         for names in parts.values():
             content = encoded(image, item.key, names[0], self.quality)
-            paths = [self.folder / name for name in names]
-            for path, created in zip(paths, publish(content, paths, self.owner), strict=True):
-                if not created and not _holds(path, item):
-                    raise NameTaken(path)
-            digest = hashlib.sha256(content).hexdigest()
-            found.append(Published(item, finished(self.folder, names, digest), facts))
+            created = self.storage.create(content, names)
+            for name, mine in zip(names, created, strict=True):
+                if not mine and not self._holds(name, item):
+                    raise NameTaken(self.storage.where(name))
+            digest = hashlib.sha256(content).hexdigest() if created[0] else self.storage.digest(names[0])
+            found.append(Published(item, self.storage.finished(names, digest), facts))
         return found
 
     def end_unit(self) -> list[Published]:
@@ -144,37 +139,28 @@ class Files(Output):
             if source is None:
                 return None
             names = [name for name in missing if _suffix(name) == suffix]
-            link(self.folder / source, [self.folder / name for name in names if name not in here])
-            adopted.append(finished(self.folder, names, digest_of(self.folder / source)))
+            self.storage.link(source, [name for name in names if name not in here])
+            adopted.append(self.storage.finished(names, self.storage.digest(source)))
         return adopted
 
     def _present(self, file: Finished) -> list[str]:
         first, *more = file.files
-        return [first, *(name for name in more if (self.folder / name).exists())]
+        return [first, *(name for name in more if self.storage.stamp(name) is not None)]
 
     def _found(self, name: str, item: Item) -> bool:
         """Whether a file that no ledger knows is there and is an image."""
-        path = self.folder / name
-        if not os.path.lexists(path):
+        stamp = self.storage.stamp(name)
+        if stamp is None or (not stamp.size and self.storage.remove_empty(name)):
             return False
-        if not path.is_symlink() and path.is_file() and not path.stat().st_size:
-            path.unlink()  # a name that was taken by a process that died before it could fill it
-            return False
-        if not _holds(path, item):
-            raise NameTaken(path)
+        if not self._holds(name, item):
+            raise NameTaken(self.storage.where(name))
         return True
+
+    def _holds(self, name: str, item: Item) -> bool:
+        with self.storage.open(name) as file:
+            recipe = recipe_in(file)
+        return recipe is not None and recipe.get(KEY) == item.key
 
 
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
-
-
-def _holds(path: Path, item: Item) -> bool:
-    recipe = recipe_in(path)
-    return recipe is not None and recipe.get(KEY) == item.key
-
-
-def finished(folder: Path, names: Sequence[str], digest: str) -> Finished:
-    """Return what a ledger says of a file that was just published under some names."""
-    status = (folder / names[0]).stat()
-    return Finished(tuple(names), digest, status.st_size, status.st_mtime_ns)

@@ -12,14 +12,13 @@ from typing import Any, TypeAlias
 from diffsynth.batch.archives import Archives
 from diffsynth.batch.expand import Entry, Expansion, check_entries
 from diffsynth.batch.jobs import Problems, Rows, read_job
-from diffsynth.batch.ledger import History, Ledger
 from diffsynth.batch.names import USUAL
 from diffsynth.batch.output import QUALITY, Files, Output
 from diffsynth.batch.plan import Plan, Unit, make_plan, versions
 from diffsynth.batch.progress import OnProgress, OnStep, Progress, nobody
-from diffsynth.batch.publish import remove_leftovers
 from diffsynth.batch.resume import look
 from diffsynth.batch.runner import TEXT_BYTES, Runner, now
+from diffsynth.batch.storage import Storage, open_storage
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.request import ImageRequest, check_range
@@ -71,7 +70,7 @@ def all_units(units: Sequence[Unit]) -> Sequence[Unit]:
 def run_plan(
     pipe: ImagePipeline[Any],
     plan: Plan,
-    folder: str | Path,
+    folder: str | Path | Storage,
     *,
     choose: Choose = all_units,
     ledger: str = LEDGER,
@@ -88,7 +87,7 @@ def run_plan(
     Args:
         pipe: what draws; the one that the plan was made for.
         plan: what to draw.
-        folder: gets images and ledgers.
+        folder: gets images and ledgers; a folder, or the address of an object store such as ``s3://bucket/run``.
         choose: units → those that this process draws.
         ledger: name of this process's own ledger, ``ledger.jsonl`` or ``ledger-NAME.jsonl``.
         format: "files", or "tar" for an archive per unit.
@@ -109,13 +108,10 @@ def run_plan(
         CheckpointError: a file of weights was changed.
     """
     check_range("quality", quality, 1, 100, whole=True)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     output = make_output(format, folder, ledger, quality)
-    with Ledger(folder / ledger) as book:
-        remove_leftovers(folder, output.owner)
+    with output.storage.ledger(ledger) as book:
         chosen = list(choose(plan.units))
-        state = look(chosen, History.of(folder), output, verify=verify, retry_failed=retry_failed)
+        state = look(chosen, output.storage.history(), output, verify=verify, retry_failed=retry_failed)
         skip = state.finished | state.aside
         progress = Progress(sum(len(unit.items) for unit in chosen) - len(skip), len(state.finished), len(state.aside))
         runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress)
@@ -127,7 +123,7 @@ def run_plan(
     return progress
 
 
-def make_output(format: str, folder: Path, ledger: str, quality: int = QUALITY) -> Output:
+def make_output(format: str, folder: str | Path | Storage, ledger: str, quality: int = QUALITY) -> Output:
     """Return what writes images for the process of a ledger.
 
     Raises:
@@ -138,13 +134,13 @@ def make_output(format: str, folder: Path, ledger: str, quality: int = QUALITY) 
     if not re.fullmatch(r"ledger(-[A-Za-z0-9_.-]+)?\.jsonl", ledger):
         raise InvalidRequest(f"a ledger is called ledger.jsonl or ledger-NAME.jsonl, not {printable(ledger)!r}.")
     kind = Files if format == "files" else Archives
-    return kind(folder, ledger.removesuffix(".jsonl"), quality)
+    return kind(open_storage(folder, ledger.removesuffix(".jsonl")), quality)
 
 
 def run_batch(
     pipe: ImagePipeline[Any],
     job: str | Path | Rows,
-    folder: str | Path,
+    folder: str | Path | Storage,
     *,
     defaults: Mapping[str, Any] | None = None,
     sweeps: Mapping[str, Any] | None = None,
@@ -160,7 +156,7 @@ def run_batch(
     Args:
         pipe: what draws.
         job: a .jsonl, .csv or .txt file; or requests, or mappings with the names of ``pipe(...)``.
-        folder: gets images and ``ledger.jsonl``.
+        folder: gets images and ``ledger.jsonl``; see ``run_plan``.
         defaults: settings of rows that do not have them.
         sweeps: name → values; every combination is drawn, for every row.
         names: template of file names, such as ``{index:06d}-{seed}.png``; the ending says the format.

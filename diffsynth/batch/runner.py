@@ -6,18 +6,20 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from diffsynth.batch.drawing import Drawer, Outcome
-from diffsynth.batch.ledger import Ledger
 from diffsynth.batch.output import Output, Published
 from diffsynth.batch.plan import Group, Item, Unit, versions
 from diffsynth.batch.progress import OnProgress, OnStep, Progress, nobody
+from diffsynth.batch.storage import Book
 from diffsynth.errors import InvalidRequest, Paused
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.texts import NO_TEXTS, Texts
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TEXT_BYTES = 2 * 1024**3  # of features that are computed ahead, for a window of units
 HOPELESS = 20  # images that fail one after another before a run gives up
@@ -40,7 +42,7 @@ class Runner:
 
     pipe: ImagePipeline[Any]
     output: Output
-    ledger: Ledger
+    ledger: Book
     progress: Progress
     skip: set[str] = field(default_factory=set)
     text_bytes: int = TEXT_BYTES
@@ -77,7 +79,19 @@ class Runner:
         Raises:
             Paused: the ledger cannot be written.
         """
-        self._write({"run": facts}, *(image_line(group, each) for group, each in found))
+        self._write({"run": facts})
+        self.adopt(found)
+
+    def adopt(self, found: Iterable[tuple[Group, Published]]) -> None:
+        """Note images that were found on the disk but in no ledger; see ``begin``."""
+        self._write(*(image_line(group, each) for group, each in found))
+
+    def give_up(self, unit: Unit, reason: str) -> None:
+        """Note the images of a unit that are not to be skipped as failed, without drawing them."""
+        for item in unit.items:
+            if item.key not in self.skip:
+                self._fail(unit.group, item, reason)
+        self._saved(self.ledger.flush)
 
     def _windows(self, units: Iterable[Unit]) -> Iterator[tuple[list[Unit], Texts]]:
         """Yield units with the features of their texts: as many units as these have room for."""
@@ -98,7 +112,8 @@ class Runner:
         for batch in unit.batches():
             for outcome in self._drawer.draw(unit.group, batch, self.skip, texts):
                 self._settle(unit.group, outcome)
-        self._note(unit.group, self._published(self.output.end_unit))
+        self._note(unit.group, self._saved(self.output.end_unit))
+        self._saved(self.ledger.flush)
 
     def _settle(self, group: Group, outcome: Outcome) -> None:
         """Publish an image, or note why there is none."""
@@ -107,13 +122,13 @@ class Runner:
             return
         item, image, facts = outcome.item, outcome.image, outcome.facts
         try:
-            published = self._published(lambda: self.output.add(item, image, facts))
+            published = self._saved(lambda: self.output.add(item, image, facts))
         except InvalidRequest as error:  # its name was taken meanwhile, or it does not fit into the format
             self._fail(group, item, str(error))
             return
         self._note(group, published)
 
-    def _published(self, write: Callable[[], Sequence[Published]]) -> Sequence[Published]:
+    def _saved(self, write: Callable[[], T]) -> T:
         try:
             return write()
         except OSError as error:
@@ -145,10 +160,7 @@ class Runner:
             )
 
     def _write(self, *lines: dict[str, Any]) -> None:
-        try:
-            self.ledger.write(*lines)
-        except OSError as error:
-            raise self._paused(error) from error
+        self._saved(lambda: self.ledger.write(*lines))
 
     def _paused(self, error: OSError) -> Paused:
         done = f"{self.progress.drawn} of {self.progress.images} images"

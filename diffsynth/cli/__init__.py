@@ -1,6 +1,7 @@
-"""The command line: ``diffsynth download | list | inspect | merge | generate | train | env``. One file per command.
+"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | train | env``.
 
-Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this folder prints.
+One file per command. Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this
+folder prints.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import download, env, generate, inspect, listing, merge, train
+from diffsynth.cli import convert, download, env, generate, inspect, listing, merge, train
 from diffsynth.cli.options import State, print_anything
 from diffsynth.cli.stopping import INTERRUPTED, TERMINATED
 from diffsynth.errors import Cancelled, DiffSynthError
@@ -82,6 +83,8 @@ for _name, _command in (
     ("env", env.env),
 ):
     app.command(_name)(reporting(_command))
+convert.group.command("lora")(reporting(convert.lora))
+app.add_typer(convert.group, name="convert")
 
 
 class _Terminated(BaseException):

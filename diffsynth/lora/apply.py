@@ -198,7 +198,7 @@ def attach_lora(
     found = choice.found
     left = [pair for pair in pairs if pair not in found]
     if (strict and (left or strays)) or not found:
-        raise choice.mismatch(left, strays)
+        raise choice.mismatch(left, strays, "Load the networks that it was made for.", "strict=False (--lora-partly)")
     lora.unmatched = (*(pair.down for pair in left), *strays)
     lora.ranks = tuple(sorted({pair.rank for pair in found}))
     root = any(means_root(pair, place) for pair, (_, place) in found.items())

@@ -9,15 +9,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from diffsynth.core.convert import Conversion, Converter
-from diffsynth.core.family import Layout
-from diffsynth.core.loaded import LoadedModel
+from diffsynth.core.family import Layout, ModelFamily
 from diffsynth.lora.formats import Pair, squashed
+
+
+class Network(Protocol):
+    """A network that a LoRA may be for; its weights need not be in memory."""
+
+    @property
+    def family(self) -> ModelFamily:
+        """The kind of network."""
+
+    @property
+    def config(self) -> Any:
+        """Its sizes."""
+
+    @property
+    def module(self) -> Any:
+        """Its modules."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+
+    @property
+    def label(self) -> str:
+        """Its kind and its file, for messages."""
+
+
+N = TypeVar("N", bound=Network)
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class Place:
 
 
 @dataclass(eq=False)
-class Fit:
+class Fit(Generic[N]):
     """What of some changes belongs to a network.
 
     Args:
@@ -60,7 +87,7 @@ class Fit:
         names: of all its layers, as far as they were looked for: without dots → as they are.
     """
 
-    network: LoadedModel[Any]
+    network: N
     found: dict[Pair, Place] = field(default_factory=dict)
     wrong: dict[Pair, Place] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -71,7 +98,7 @@ class Fit:
         return self.names[near[0]] if near else ""
 
 
-def fit(pairs: Sequence[Pair], network: LoadedModel[Any], tables: dict[str, dict[str, Place]]) -> Fit:
+def fit(pairs: Sequence[Pair], network: N, tables: dict[str, dict[str, Place]]) -> Fit[N]:
     """Find the places of changes in a network: in the spelling that has most of them, then in the others.
 
     ``tables`` keeps the places of each layout that was looked at, for the next call with this network.
@@ -98,7 +125,7 @@ def _look_up(pair: Pair, known: dict[str, Place]) -> Place | None:
     return next((known[name] for name in pair.places[1] if name in known), None)
 
 
-def places(network: LoadedModel[Any], layout: Layout) -> dict[str, Place]:
+def places(network: Network, layout: Layout) -> dict[str, Place]:
     """Return all layers of a network that a LoRA may change, under their names in a layout."""
     weights = {key: weight for key, weight in network.module.state_dict().items() if changeable(network.module, key)}
     found: dict[str, Place] = {}

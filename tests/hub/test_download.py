@@ -38,7 +38,7 @@ def test_files_are_returned_in_the_order_to_load_and_vocabularies_come_along(
 def test_a_second_call_asks_nobody_and_reads_nothing(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = download_models("HunyuanDiT", local_dir=tmp_path)
     hub.log.clear()
-    monkeypatch.setattr("diffsynth.core.digest._digest", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("diffsynth.core.digest.digest_of", lambda path: pytest.fail(f"{path} was read"))
 
     assert download_models("HunyuanDiT", local_dir=tmp_path) == first
     assert hub.log == []
@@ -208,7 +208,7 @@ def test_without_locks_every_process_fetches_for_itself(
 
 def test_a_hash_computed_on_the_way_is_remembered(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = download_models("HunyuanDiT", local_dir=tmp_path)
-    monkeypatch.setattr("diffsynth.core.digest._digest", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("diffsynth.core.digest.digest_of", lambda path: pytest.fail(f"{path} was read"))
 
     assert len(sha256_of(found[0])) == 64
 

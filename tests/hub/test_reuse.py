@@ -140,7 +140,7 @@ def test_a_file_that_was_taken_is_read_once_and_its_hash_remembered(
     (tmp_path / "other").mkdir()
     for number, content in enumerate(files.values()):
         (tmp_path / "other" / str(number)).write_bytes(content)
-    monkeypatch.setattr("diffsynth.core.digest._digest", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("diffsynth.core.digest.digest_of", lambda path: pytest.fail(f"{path} was read again"))
 
     for _ in range(2):
         download_models("HunyuanDiT", local_dir=tmp_path / "models", reuse=tmp_path / "other")
