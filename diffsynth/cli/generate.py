@@ -22,6 +22,7 @@ from diffsynth.cli.networks import (
     T5,
     Clip,
     Clip2,
+    Controlnets,
     Denoiser,
     Inversions,
     Lora,
@@ -34,6 +35,7 @@ from diffsynth.cli.networks import (
     ZeroTerminalSnr,
     chosen_networks,
     chosen_refiner,
+    index_or_name,
     inversions_named,
     loras_named,
     loras_of,
@@ -72,6 +74,11 @@ SHORT = {
     "local_prompts": "--local-prompt",
     "masks": "--mask",
     "mask_scales": "--mask-scale",
+    "controlnet_images": "--controlnet-image",
+    "controlnet_scales": "--controlnet-scale",
+    "controlnet_starts": "--controlnet-start",
+    "controlnet_ends": "--controlnet-end",
+    "controlnet_processors": "--controlnet-processor",
 }
 
 
@@ -94,6 +101,7 @@ def generate(
     clip_2: Clip2 = None,
     t5: T5 = None,
     vae: Vae = None,
+    controlnets: Controlnets = None,
     refiner: Refiner = None,
     refiner_name: RefinerName = None,
     prediction: Prediction = None,
@@ -137,6 +145,7 @@ def generate(
         else USUAL
     )
     options: dict[str, Any] = {**named, "beta_end": beta_end, "prediction": prediction or recipe.get("prediction")}
+    options["controlnets"] = [index_or_name(name) for name in controlnets] if controlnets else None
     wanted = chosen_refiner(refiner, refiner_name)
     options["refiner"] = recipe.get("refined") if wanted is None else wanted
     options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr

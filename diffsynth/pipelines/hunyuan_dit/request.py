@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffsynth.errors import InvalidRequest
-from diffsynth.pipelines.request import ImageRequest, check_picture, check_range, check_type, setting
+from diffsynth.pipelines.control_request import ControlRequest
+from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanDiTRequest(ImageRequest):
+class HunyuanDiTRequest(ControlRequest):
     """Everything one HunyuanDiT image depends on."""
 
     local_prompts: tuple[str, ...] = setting((), "Prompts for parts of the image.")
