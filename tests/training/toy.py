@@ -15,15 +15,18 @@ from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.saving import save_network
 from diffsynth.models import autoencoder_kl
 from diffsynth.models.autoencoder_kl.config import AutoencoderKLConfig
-from diffsynth.training import Example, TrainingConfig
-from diffsynth.training.config import (
+from diffsynth.training import (
     AutoencoderJob,
     DataConfig,
     DenoiserJob,
+    Example,
     OptimizerConfig,
     RecordConfig,
     ScheduleConfig,
+    TrainingConfig,
 )
+from diffsynth.training.denoiser import DenoiserTraining
+from diffsynth.training.hunyuan_dit import HunyuanDiTEnsemble
 from examples.random_models import write_sentencepiece, write_wordpiece
 
 COLORS = {"red": "红色", "blue": "蓝色", "green": "绿色", "yellow": "黄色"}
@@ -140,6 +143,12 @@ def denoiser_config(
             **changes,
         }
     )
+
+
+def networks_of(job: DenoiserTraining) -> HunyuanDiTEnsemble:
+    """Return the networks of a HunyuanDiT run."""
+    assert isinstance(job.ensemble, HunyuanDiTEnsemble)
+    return job.ensemble
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
