@@ -113,8 +113,8 @@ class UNetEnsemble:
 
     @property
     def multiple(self) -> int:
-        """What the sides of pictures must be multiples of: the pixels of a latent at the lowest level."""
-        return self.vae.config.downscale << (len(self.denoiser.config.channels) - 1)
+        """What the sides of pictures must be multiples of: the pixels of a latent."""
+        return self.vae.config.downscale
 
     @property
     def source(self) -> str:
