@@ -21,7 +21,7 @@ from diffsynth.nn.transformer_2d import TransformerBlock
 from diffsynth.pipelines.sd.pipeline import SDImagePipeline
 from diffsynth.pipelines.sdxl.parts import BASE_NUMBERS, numbers_of
 from diffsynth.pipelines.sdxl.pipeline import SDXLImagePipeline
-from diffsynth.pipelines.unet import BETA_END, BETA_START, UNetImagePipeline
+from diffsynth.pipelines.unet import BETA_END, BETA_START, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_predict import Row
 from diffsynth.training.buckets import Frame
 from diffsynth.training.ensemble import Predict
@@ -155,12 +155,8 @@ class UNetEnsemble:
     def _encode(self, text: str) -> Row:
         """Return what the UNet is told of a text; what is too long is cut, with a warning."""
         request = self.release.request(Frame(ANY_SIDE, ANY_SIDE), ANY_SIDE, ANY_SIDE)
-        skips = self.pipeline.clip_skips(request, negative=False)
-        features = tuple(
-            reader(text, clip_skip=skip, long_prompts="cut")
-            for reader, skip in zip(self.pipeline.readers, skips, strict=True)
-        )
-        return self.pipeline.row(self.denoiser, (text, False), features, request)
+        asked = Text(text, False, self.pipeline.clip_skips(request, negative=False), "cut")
+        return self.pipeline.row(self.denoiser, asked, self.pipeline.encode(asked), request)
 
     def _loaded(self, name: str) -> LoadedModel[Any]:
         module = self.modules[name]
