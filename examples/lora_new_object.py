@@ -8,6 +8,7 @@ Writes the folder ``traffic_light`` with the LoRA, and a sheet of drawings; ten 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -52,8 +53,11 @@ SHOWN = ("a traffic light, blue", "traffic light, pink", "一个红绿灯, green
 class TrafficLights:
     """Traffic lights of two sizes on a grid of places, as the base has seen other objects; told in both languages."""
 
+    def __init__(self, count: int) -> None:
+        self.count = count
+
     def __len__(self) -> int:
-        return 320
+        return self.count
 
     def __getitem__(self, index: int, rng: Random, /) -> Example:
         """Draw one."""
@@ -84,7 +88,7 @@ def draw_light(image: Image.Image, x: int, y: int, height: int) -> None:
     image.paste(small, (x - width // 2, y - height // 2), small)
 
 
-def teach(files: list[Path], folder: str, steps: int) -> Path:
+def teach(files: Sequence[Path], pictures: int, steps: int) -> Path:
     """Train a LoRA of rank 16 on the attentions of the base; return its folder."""
     by_name = {path.parent.name: str(path) for path in files}
     config = TrainingConfig(
@@ -100,11 +104,11 @@ def teach(files: list[Path], folder: str, steps: int) -> Path:
         ),
         lora=LoRAConfig(rank=16),
         optimizer=OptimizerConfig(learning_rate=2e-3, ema=0.99),
-        schedule=ScheduleConfig(steps=steps, batch_size=16, warmup=20),
-        record=RecordConfig(checkpoint_every=100, sample_every=200),
+        schedule=ScheduleConfig(steps=steps, batch_size=8, warmup=10),
+        record=RecordConfig(checkpoint_every=50, sample_every=0),
         seed=1,
     )
-    return train(config, TrafficLights(), folder=folder, on_step=print)
+    return train(config, TrafficLights(pictures), folder="traffic_light", on_step=print)
 
 
 def draw(pipe: HunyuanDiTImagePipeline) -> list[Image.Image]:
@@ -132,13 +136,14 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Teach the small model a new object.")
     parser.add_argument("-o", "--output", type=Path, default=Path("lora_new_object.png"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--pictures", type=int, default=320, help="how many there are to learn from")
+    parser.add_argument("--steps", type=int, default=300)
     chosen = parser.parse_args()
     files = download_models([BASE])
     manager = ModelManager(torch.float32, device="cpu", file_path_list=files)
     pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
     rows = {"before": draw(pipe)}
-    lora = manager.load_lora(teach(files, "traffic_light", chosen.steps))
+    lora = manager.load_lora(teach(files, chosen.pictures, chosen.steps))
     rows["after"] = draw(pipe)
     lora.scale = 0.5
     rows["half strength"] = draw(pipe)
