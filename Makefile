@@ -31,6 +31,7 @@ benchmark: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.denoise
 	$(BIN)/python -m benchmarks.download
+	$(BIN)/python -m benchmarks.lora_memory
 
 clean:
 	rm -rf $(VENV) build image.png

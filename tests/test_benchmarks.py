@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import denoise, download, full_size, full_size_mixing, full_size_ours, load
+from benchmarks import denoise, download, full_size, full_size_mixing, full_size_ours, load, lora_memory
 from benchmarks.measure import Recorder, Spread
 from benchmarks.published_files import CLIP, DIT, EMBEDDINGS, T5, VAE, shapes, write_published
 from benchmarks.sizes import FULL, SIZES
@@ -69,6 +69,27 @@ def test_the_download_benchmark_fetches_in_each_way(capsys: pytest.CaptureFixtur
 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[2:]] == list(download.WAYS)
+
+
+def test_the_lora_benchmark_measures_what_attaching_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = lora_memory.main(["--size", "tiny", "--rank", "4", "--folder", str(tmp_path)])
+
+    config = SIZES["tiny"].dit
+    hidden, text, t5 = config.hidden_size, config.text_dim, config.t5_dim
+    values = 4 * (config.depth * ((hidden + 3 * hidden) + 3 * 2 * hidden + (text + 2 * hidden)) + 2 * t5)
+    assert report["layers"] == 5 * config.depth + 1
+    assert report["lora_mb"] == 2 * values / 1e6
+    assert report["mapped"]
+    assert "growth when it is attached" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_lora_benchmark_fails_where_more_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"denoiser_mb": 9.0, "mapped": True, "layers": 1, "lora_mb": 1.0, "attached_mb": 9.0, "detached_mb": 0.0}
+    monkeypatch.setattr(lora_memory, "measure", lambda *_: found)
+
+    with pytest.raises(SystemExit, match=r"1\.0 MB of LoRA took 9\.0 MB of memory"):
+        lora_memory.main(["--size", "tiny", "--folder", str(tmp_path)])
 
 
 def test_the_full_size_proof_passes_at_toy_size_and_removes_its_weights(

@@ -29,7 +29,11 @@ from tests.lora import files
 REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 BUNDLED = "HunyuanDiT-Emoji"
-ARGUMENTS = {"random_models.py": ["random"], "random_stable_diffusion.py": ["random"]}
+ARGUMENTS = {
+    "lora_new_object.py": ["--pictures", "8", "--steps", "2"],
+    "random_models.py": ["random"],
+    "random_stable_diffusion.py": ["random"],
+}
 SINGLE_FILES = {
     "models/stable_diffusion/v1-5-pruned-emaonly.safetensors": "sd15",
     "models/stable_diffusion/woodcut.safetensors": "sd15",
@@ -37,7 +41,8 @@ SINGLE_FILES = {
     "models/stable_diffusion_xl/sd_xl_base_1.0.safetensors": "sdxl",
     "models/stable_diffusion_xl/sd_xl_refiner_1.0.safetensors": "sdxl-refiner",
 }
-LONGER = ("random_models.py", "random_stable_diffusion.py", "contact_sheet.py")  # programs more than examples
+# Programs more than examples.
+LONGER = ("random_models.py", "random_stable_diffusion.py", "contact_sheet.py", "lora_new_object.py")
 SMALLER = (
     ('device="cuda"', 'device="cpu"'),
     ("torch.float16", "torch.float32"),
@@ -46,6 +51,7 @@ SMALLER = (
     ("width=768", "width=48"),
     ("num_inference_steps=50", "num_inference_steps=2"),
     ("num_inference_steps=25", "num_inference_steps=2"),
+    ("num_inference_steps=20", "num_inference_steps=2"),
     ("steps = 50", "steps = 2"),
 )
 

@@ -43,6 +43,8 @@ EXPECTED = {
     "diffusers_dit_v1.1": Expected("hunyuan_dit", "diffusers", V1_1, "v1.0/v1.1"),
     "diffusers_dit_v1.2": Expected("hunyuan_dit", "diffusers", V1_2, "v1.2"),
     "diffsynth_dit_v1.1": Expected("hunyuan_dit", "diffsynth", V1_1, "v1.0/v1.1"),
+    "original_controlnet_v1.2": Expected("hunyuan_dit_controlnet", "original", V1_2, "v1.2"),
+    "diffusers_controlnet_v1.1": Expected("hunyuan_dit_controlnet", "diffusers", V1_1, "v1.0/v1.1"),
     "original_clip": Expected("bert_clip", "original", BertClipConfig(), prefix="bert."),
     "original_mt5": Expected("mt5", "transformers", MT5Config()),
     "sdxl_vae": Expected("autoencoder_kl", "diffusers", AutoencoderKLConfig()),
@@ -147,22 +149,43 @@ def test_our_table_writes_every_key_of_the_image_tower_back(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_control_networks_and_adapters_are_not_taken_for_the_network_they_belong_to(name: str, tmp_path: Path) -> None:
+def test_adapters_are_not_taken_for_the_network_they_belong_to(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownCheckpoint) as raised:
         identify(name, tmp_path)
 
     message = str(raised.value)
     assert f"It holds {len(released.read(name).shapes)} tensors: {next(iter(released.read(name).shapes))}" in message
-    assert ("nearest: hunyuan_dit" in message) == ("controlnet" in name)
+    assert "nearest: hunyuan_dit" not in message
     assert ("those of a LoRA" in message) == ("lora" in name)
 
 
-def test_the_message_on_a_control_network_says_what_a_denoiser_has_besides(tmp_path: Path) -> None:
-    with pytest.raises(UnknownCheckpoint) as raised:
-        identify("original_controlnet_v1.2", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "lacks", "nearest"),
+    [
+        ("original_dit_v1.2", "final_layer.linear.weight", "hunyuan_dit (layout 'original')"),
+        ("original_controlnet_v1.2", "before_proj.weight", "hunyuan_dit_controlnet (layout 'original')"),
+        ("diffusers_controlnet_v1.1", "input_block.weight", "hunyuan_dit_controlnet (layout 'diffusers')"),
+    ],
+)
+def test_a_denoiser_and_a_control_network_are_not_taken_for_each_other(
+    name: str, lacks: str, nearest: str, tmp_path: Path
+) -> None:
+    shapes = {key: shape for key, shape in released.read(name).shapes.items() if key != lacks}
+    path = released.write_hollow(shapes, tmp_path / "file.safetensors")
 
-    nearest = str(raised.value).splitlines()[1]
-    assert nearest.strip() == "nearest: hunyuan_dit (layout 'original'): missing final_layer.linear.weight"
+    with pytest.raises(UnknownCheckpoint) as raised:
+        REGISTRY.identify(open_checkpoint(path))
+
+    assert f"nearest: {nearest}: missing {lacks}" in str(raised.value)
+
+
+def test_a_control_network_with_a_block_too_few_is_refused_with_a_reason(tmp_path: Path) -> None:
+    shapes = released.read("original_controlnet_v1.2").shapes
+    fewer = {key: shape for key, shape in shapes.items() if not key.startswith("blocks.18.")}
+    path = released.write_hollow(fewer, tmp_path / "file.safetensors")
+
+    with pytest.raises(UnknownCheckpoint, match="18 blocks have 19 outputs; each block has one"):
+        REGISTRY.identify(open_checkpoint(path))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from diffsynth.cli.networks import (
     T5,
     Clip,
     Clip2,
+    Controlnets,
     Denoiser,
     ImageEncoderName,
     Inversions,
@@ -36,6 +37,7 @@ from diffsynth.cli.networks import (
     ZeroTerminalSnr,
     chosen_networks,
     chosen_refiner,
+    index_or_name,
     inversions_named,
     loras_named,
     loras_of,
@@ -75,6 +77,11 @@ SHORT = {
     "masks": "--mask",
     "mask_scales": "--mask-scale",
     "ipadapter_images": "--ipadapter-image",
+    "controlnet_images": "--controlnet-image",
+    "controlnet_scales": "--controlnet-scale",
+    "controlnet_starts": "--controlnet-start",
+    "controlnet_ends": "--controlnet-end",
+    "controlnet_processors": "--controlnet-processor",
 }
 
 
@@ -97,6 +104,7 @@ def generate(
     clip_2: Clip2 = None,
     t5: T5 = None,
     vae: Vae = None,
+    controlnets: Controlnets = None,
     refiner: Refiner = None,
     refiner_name: RefinerName = None,
     ip_adapter: IPAdapterName = None,
@@ -133,17 +141,8 @@ def generate(
     call = {**recipe.get("settings", {}), **given}
     call.setdefault("seed", secrets.randbelow(2**32))
     paths = [*(model or []), *(files or [])]
-    named = chosen_networks(
-        {
-            "denoiser": denoiser,
-            "clip": clip,
-            "clip_2": clip_2,
-            "t5": t5,
-            "vae": vae,
-            "ip_adapter": ip_adapter,
-            "image_encoder": image_encoder,
-        }
-    )
+    named = chosen_networks({"denoiser": denoiser, "clip": clip, "clip_2": clip_2, "t5": t5, "vae": vae})
+    named |= chosen_networks({"ip_adapter": ip_adapter, "image_encoder": image_encoder})
     kind = (
         kind_named(recipe["pipeline"], like)
         if recipe
@@ -152,6 +151,7 @@ def generate(
         else USUAL
     )
     options: dict[str, Any] = {**named, "beta_end": beta_end, "prediction": prediction or recipe.get("prediction")}
+    options["controlnets"] = [index_or_name(name) for name in controlnets] if controlnets else None
     wanted = chosen_refiner(refiner, refiner_name)
     options["refiner"] = recipe.get("refined") if wanted is None else wanted
     options["zero_terminal_snr"] = recipe.get("zero_terminal_snr") if zero_terminal_snr is None else zero_terminal_snr

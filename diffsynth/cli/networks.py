@@ -22,6 +22,10 @@ Clip = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which (first) C
 Clip2 = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which second text encoder of SDXL, {_WHICH}")]
 T5 = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which mT5 encoder of HunyuanDiT, {_WHICH}")]
 Vae = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which autoencoder, {_WHICH}")]
+Controlnets = Annotated[
+    list[str] | None,
+    typer.Option("--controlnet", metavar="NAME", help=f"Which control network; repeat for each, {_WHICH}"),
+]
 Refiner = Annotated[
     bool | None, typer.Option("--refiner/--no-refiner", help="Whether the SDXL refiner among the files finishes.")
 ]
@@ -53,11 +57,13 @@ LoraPartly = Annotated[
 
 
 def chosen_networks(names: dict[str, str | None]) -> dict[str, str | int | None]:
-    """Return what ``from_model_manager`` takes: a text that is a whole number is an index."""
-    return {
-        role: int(name) if name is not None and re.fullmatch(r"-?[0-9]+", name) else name
-        for role, name in names.items()
-    }
+    """Return what ``from_model_manager`` takes for each network."""
+    return {role: None if name is None else index_or_name(name) for role, name in names.items()}
+
+
+def index_or_name(name: str) -> str | int:
+    """Return what means a network among several: a text that is a whole number is an index."""
+    return int(name) if re.fullmatch(r"-?[0-9]+", name) else name
 
 
 def chosen_refiner(wanted: bool | None, name: str | None) -> str | int | bool | None:

@@ -176,7 +176,7 @@ class ImageCodec:
             whole = self.vae.encode
             found = whole(values) if tiles is None else encode_tiled(self.vae, values, tiles.size, tiles.stride)
             good = found.mean.isfinite().all() and found.std.isfinite().all()
-            return found, None if good else "encoding the input image"
+            return found, None if good else "encoding a picture"
 
         return finite(compute, (self.vae,), REMEDY)
 

@@ -48,6 +48,10 @@ class Control(Generic[M]):
         """Whether it changes anything in a step, of so many: the whole step lies in its window, as in Diffusers."""
         return self.scale != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
 
+    def acts_within(self, steps: int) -> bool:
+        """Whether it changes anything in any of so many steps."""
+        return any(self.acts(step, steps) for step in range(steps))
+
     def hint(self, height: int, width: int) -> Image.Image:
         """Return what it is shown, in RGB and the size of the image that is drawn.
 
@@ -168,7 +172,7 @@ class ControlNets(Generic[M]):
         for entry, control in zip(self.loaded, self.controls(complete), strict=False):
             if control.scale == 0:
                 logger.warning("%s has no effect: its scale is 0", entry.label)
-            elif not any(control.acts(step, steps) for step in range(steps)):
+            elif not control.acts_within(steps):
                 window = f"from {control.start} to {control.end} of them"
                 logger.warning("%s has no effect: none of the %d steps lies wholly %s", entry.label, steps, window)
 

@@ -20,22 +20,38 @@ class Noise:
 
     Drawn on the CPU in float32, so that a seed means the same on every device and in every dtype, and an image
     does not depend on the others it is drawn with.
+
+    Args:
+        seeds: one for each image.
+        shape: (C, H, W), of what is drawn for each.
+        device: where the numbers go.
+        copies: how many rows are drawn for each image, such as one for the negative prompt and one for the prompt;
+            the second of every image follow the first of every image.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(
+        self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device, *, copies: int = 1
+    ) -> None:
+        self._seeds = tuple(seeds)
         self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        self._shape = shape
+        self._shape = (copies, *shape)
+        self.copies = copies
         self.device = device
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self._generators) * self.copies
+
+    def again(self, *, copies: int) -> Noise:
+        """Return the random numbers of the same images from their beginning."""
+        shape: tuple[int, int, int] = self._shape[1:]
+        return Noise(self._seeds, shape, self.device, copies=copies)
 
     def draw(self) -> Tensor:
         """Return the next (B, C, H, W) standard normal numbers, float32."""
         rows = [
             torch.randn(self._shape, generator=each, dtype=torch.float32, device="cpu") for each in self._generators
         ]
-        noise = torch.stack(rows)
+        noise = torch.stack(rows, dim=1).flatten(0, 1)
         if self.device.type == "cuda":
             noise = noise.pin_memory()  # so that the copy need not be waited for
         return noise.to(self.device, non_blocking=True)

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffsynth.training.config import (
-        AutoencoderJob,
         DataConfig,
-        DenoiserJob,
         OptimizerConfig,
         RecordConfig,
         ScheduleConfig,
         TrainingConfig,
     )
     from diffsynth.training.dataset import Dataset, Example, ImageFolder
+    from diffsynth.training.kinds import AutoencoderJob, DenoiserJob, LoRAConfig, UNetJob
     from diffsynth.training.run import train
     from diffsynth.training.toml import read_config
 
@@ -29,25 +28,29 @@ __all__ = [
     "DenoiserJob",
     "Example",
     "ImageFolder",
+    "LoRAConfig",
     "OptimizerConfig",
     "RecordConfig",
     "ScheduleConfig",
     "TrainingConfig",
+    "UNetJob",
     "read_config",
     "train",
 ]
 
 _HOMES = {
-    "AutoencoderJob": "config",
+    "AutoencoderJob": "kinds",
     "DataConfig": "config",
     "Dataset": "dataset",
-    "DenoiserJob": "config",
+    "DenoiserJob": "kinds",
     "Example": "dataset",
     "ImageFolder": "dataset",
+    "LoRAConfig": "kinds",
     "OptimizerConfig": "config",
     "RecordConfig": "config",
     "ScheduleConfig": "config",
     "TrainingConfig": "config",
+    "UNetJob": "kinds",
     "read_config": "toml",
     "train": "run",
 }

@@ -18,8 +18,9 @@ from diffsynth.models.autoencoder_kl.model import AutoencoderKL, Posterior, Spat
 from diffsynth.nn.resnet import ResnetBlock
 from diffsynth.pipelines.latents import pixels_to_images
 from diffsynth.training.buckets import BatchOrder
-from diffsynth.training.config import AutoencoderJob, TrainingConfig
+from diffsynth.training.config import TrainingConfig
 from diffsynth.training.job import Samples
+from diffsynth.training.kinds import AutoencoderJob
 from diffsynth.training.networks import checkpoint_activations, copy_of, make_network
 from diffsynth.training.pictures import Batch, BatchStream, Pictures, to_pixels
 from diffsynth.training.record import sheet

@@ -51,6 +51,23 @@ def too_small(width: int, height: int, shape: Shape) -> bool:
     return width < shape.width or height < shape.height
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Where a prepared picture comes from, which SDXL is told.
+
+    Args:
+        height: of the picture as the data has it, in pixels.
+        width: likewise.
+        top: pixels cut off above, after scaling.
+        left: pixels cut off at the left, after scaling.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+
 def fit(
     image: Image.Image,
     shape: Shape,
@@ -71,11 +88,25 @@ def fit(
         return image
     box = None
     if how == "crop":
-        scale = min(width / shape.width, height / shape.height)
-        inside = (shape.width * scale, shape.height * scale)
-        left, top = at[0] * (width - inside[0]), at[1] * (height - inside[1])
-        box = (left, top, min(left + inside[0], width), min(top + inside[1], height))
+        scale, left, top = _cut(width, height, shape, at)
+        box = (left, top, min(left + shape.width * scale, width), min(top + shape.height * scale, height))
     return image.resize((shape.width, shape.height), Image.Resampling.LANCZOS, box=box)
+
+
+def frame_of(
+    width: int, height: int, shape: Shape, *, how: Literal["crop", "stretch"], at: tuple[float, float], flipped: bool
+) -> Frame:
+    """Return the frame of a picture that `fit` brings to a shape, and that may be mirrored then."""
+    if how == "stretch":
+        return Frame(height, width)
+    scale, left, top = _cut(width, height, shape, (1 - at[0] if flipped else at[0], at[1]))
+    return Frame(height, width, round(top / scale), round(left / scale))
+
+
+def _cut(width: int, height: int, shape: Shape, at: tuple[float, float]) -> tuple[float, float, float]:
+    """Return the picture's pixels per pixel of the shape, and how many of them are cut off at the left and above."""
+    scale = min(width / shape.width, height / shape.height)
+    return scale, at[0] * (width - shape.width * scale), at[1] * (height - shape.height * scale)
 
 
 class BatchOrder:

@@ -8,9 +8,17 @@ from typing import Any
 from diffsynth.errors import InvalidRequest, printable
 
 # What the numbers in the weights mean: with another value the network would have to forget what it has learnt.
-MEANING = ("denoiser.prediction", "denoiser.beta_start", "denoiser.beta_end", "denoiser.latent_scale")
+MEANING = (
+    "config.denoiser.prediction",
+    "config.denoiser.beta_start",
+    "config.denoiser.beta_end",
+    "config.denoiser.latent_scale",
+    "config.unet.prediction",
+    "config.lora.alpha",
+    "base.sha256",
+)
 HARMLESS = ("config.record.", "config.data.memory", "config.data.workers", "config.schedule.steps")
-COMPARED = ("config", "device", "processes", "data", "autoencoder_sha256", "versions")
+COMPARED = ("config", "device", "processes", "data", "autoencoder_sha256", "base", "versions")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -36,8 +44,8 @@ def refuse(changed: Mapping[str, list[Any]], where: str) -> None:
     Raises:
         InvalidRequest: they do not.
     """
-    if found := [name for name in MEANING if f"config.{name}" in changed]:
-        lines = "\n".join("  {}: was {}, is {}".format(name, *changed[f"config.{name}"]) for name in found)
+    if found := [name for name in MEANING if name in changed]:
+        lines = "\n".join("  {}: was {}, is {}".format(name.removeprefix("config."), *changed[name]) for name in found)
         raise InvalidRequest(
             f"the run in {where} cannot go on with settings that change what its network says:\n{lines}\n"
             "Take the values it was started with, or start another run from its checkpoint, in another folder."

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from diffsynth.errors import InvalidRequest
+from diffsynth.training.kinds import AutoencoderJob, DenoiserJob, LoRAConfig, UNetJob
 from diffsynth.training.settings import checked_values, number, plain
 
 
@@ -44,83 +45,6 @@ class DataConfig:
     held_out: int = number(0, low=0)
     memory: int = number(2000, low=0)
     workers: int = number(1, low=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderJob:
-    """Train the autoencoder between pixels and latents.
-
-    Args:
-        network: sizes of a new network, or the file of one to go on from.
-        learns: "all", or the "decoder" alone: latents stay what they are, so denoisers trained on them stay good.
-        crop: side in pixels of a square cut anywhere out of each picture; 0 takes whole pictures.
-        l1: weight of the absolute error.
-        l2: weight of the squared error.
-        gradient: weight of the absolute error of differences between neighbouring pixels, at three sizes.
-        perceptual: weight of the squared error of the encoder's own features, compared without gradient to them.
-        kl: weight of the distance from a normal distribution, per latent value.
-        initial_log_variance: of a new network's posterior; a low one lets it learn to draw before it learns to blur.
-        latent_scale: saved networks are brought to latents that, times this, have zero mean and unit variance; not so
-            where the decoder alone learns.
-    """
-
-    network: Mapping[str, Any] | str
-    learns: Literal["all", "decoder"] = "all"
-    crop: int = number(0, low=0)
-    l1: float = number(1.0, low=0)
-    l2: float = number(1.0, low=0)
-    gradient: float = number(0.5, low=0)
-    perceptual: float = number(0.0, low=0)
-    kl: float = number(1e-6, low=0)
-    initial_log_variance: float = number(-4.0, low=-30, high=20)
-    latent_scale: float = number(0.13025, low=1e-6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserJob:
-    """Train a HunyuanDiT, with its text encoders or over frozen ones.
-
-    Args:
-        autoencoder: the file of the autoencoder, which stays as it is.
-        network: sizes of a new denoiser, or the file of one to go on from.
-        clip: sizes of a new bilingual CLIP text encoder, or its file.
-        t5: sizes of a new mT5 encoder, or its file.
-        clip_tokenizer: vocab.txt or its folder; empty looks near the text encoder's file.
-        t5_tokenizer: spiece.model or its folder; empty looks near the text encoder's file.
-        train_text_encoders: whether the text encoders learn too; new ones must.
-        text_rate: their learning rate, as a share of the denoiser's.
-        prediction: what the network says: the velocity, the noise, or the flow from picture to noise.
-        beta_start: first beta of the noise schedule, for velocity and noise.
-        beta_end: last beta; the pipeline assumes 0.018 for networks without size condition, else 0.03.
-        timesteps: how often each timestep is trained: all alike, or those of the middle more often.
-        min_snr: limit of the signal-to-noise ratio in the weight of the loss (arXiv 2303.09556); 0 is no weighting.
-        dropout: probability that a caption is left out, which guidance needs.
-        latent_scale: latents of the autoencoder times this have unit variance.
-        cache: whether latents and, of frozen encoders, text features are computed once and kept.
-        sample_prompts: what to draw on the sample sheets; empty takes the first captions of the data.
-        sample_steps: of each drawing.
-        sample_cfg_scale: guidance of each drawing.
-    """
-
-    autoencoder: str
-    network: Mapping[str, Any] | str
-    clip: Mapping[str, Any] | str
-    t5: Mapping[str, Any] | str
-    clip_tokenizer: str = ""
-    t5_tokenizer: str = ""
-    train_text_encoders: bool = True
-    text_rate: float = number(1.0, low=0)
-    prediction: Literal["velocity", "epsilon", "flow"] = "velocity"
-    beta_start: float = number(0.00085, low=1e-6, high=0.999)
-    beta_end: float = number(0.018, low=1e-6, high=0.999)
-    timesteps: Literal["uniform", "logit_normal"] = "uniform"
-    min_snr: float = number(0.0, low=0)
-    dropout: float = number(0.1, low=0, high=1)
-    latent_scale: float = number(0.13025, low=1e-6)
-    cache: bool = True
-    sample_prompts: tuple[str, ...] = ()
-    sample_steps: int = number(20, low=1)
-    sample_cfg_scale: float = number(5.0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +127,10 @@ class TrainingConfig:
         precision: of the computation; weights are kept in float32.
         checkpoint_activations: compute the insides of blocks again on the way back, which saves memory.
         data: see `DataConfig`.
-        autoencoder: the job, if it is this one; exactly one of the two is given.
-        denoiser: the job, if it is this one.
+        autoencoder: the job, if it is this one; exactly one of the three is given.
+        denoiser: the job, if it is this one: a HunyuanDiT.
+        unet: the job, if it is this one: Stable Diffusion or SDXL.
+        lora: has a LoRA of the denoiser learn in its place.
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
         record: see `RecordConfig`.
@@ -219,6 +145,8 @@ class TrainingConfig:
     schedule: ScheduleConfig
     autoencoder: AutoencoderJob | None = None
     denoiser: DenoiserJob | None = None
+    unet: UNetJob | None = None
+    lora: LoRAConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     record: RecordConfig = RecordConfig()
     seed: int = 0
@@ -243,8 +171,12 @@ class TrainingConfig:
 def _contradictions(config: TrainingConfig) -> list[str]:
     """Return what is wrong with settings that must agree with each other."""
     problems = []
-    if (config.autoencoder is None) == (config.denoiser is None):
-        problems.append("give either [autoencoder] or [denoiser], which says what is trained")
+    if [config.autoencoder, config.denoiser, config.unet].count(None) != 2:
+        problems.append("give either [autoencoder], [denoiser] or [unet], which says what is trained")
+    if config.unet is not None and config.lora is None:
+        problems.append("unet: is the base of a LoRA; give [lora] too")
+    if config.lora is not None:
+        problems += _problems_of_base(config)
     if config.autoencoder is not None and config.autoencoder.crop > config.data.size:
         problems.append(f"autoencoder.crop: {config.autoencoder.crop} is larger than data.size {config.data.size}")
     if config.denoiser is not None and config.denoiser.beta_start > config.denoiser.beta_end:
@@ -253,4 +185,16 @@ def _contradictions(config: TrainingConfig) -> list[str]:
         )
     if (config.schedule.decay == "step") != bool(config.schedule.milestones):
         problems.append('schedule.milestones: belong to schedule.decay = "step", and it needs them')
+    return problems
+
+
+def _problems_of_base(config: TrainingConfig) -> list[str]:
+    """Return why what is trained cannot be the base of something smaller, which stays as it is."""
+    problems, base = [], config.denoiser
+    if config.autoencoder is not None:
+        problems.append("lora: changes a denoiser; give [denoiser] or [unet] in the place of [autoencoder]")
+    if base is not None and base.train_text_encoders:
+        problems.append("denoiser.train_text_encoders: must be false under a LoRA, whose base stays as it is")
+    if base is not None and not isinstance(base.network, str):
+        problems.append("denoiser.network: must be the file of a trained network, the base of the LoRA")
     return problems

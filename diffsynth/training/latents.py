@@ -48,7 +48,7 @@ class LatentStore:
         device: torch.device,
         folder: Path | None,
     ) -> None:
-        self._texts = pictures.texts
+        self._texts, self._frames = pictures.texts, pictures.frames
         self._place: list[tuple[str, int]] = []
         members: dict[Shape, list[int]] = {}
         for number, shape in enumerate(pictures.shapes):
@@ -73,7 +73,9 @@ class LatentStore:
         """Return the unscaled latents of pictures of one shape, in place of their pixels."""
         key = self._place[numbers[0]][0]
         rows = torch.tensor([self._place[number][1] for number in numbers])
-        return Batch(tuple(numbers), self._latents[key][rows], tuple(self._texts[number] for number in numbers))
+        texts = tuple(self._texts[number] for number in numbers)
+        frames = tuple(self._frames[number] for number in numbers)
+        return Batch(tuple(numbers), self._latents[key][rows], texts, frames)
 
 
 def _key(shape: Shape) -> str:

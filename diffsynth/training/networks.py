@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from diffsynth.core.checkpoint import open_checkpoint
+from diffsynth.core.digest import sha256_of
 from diffsynth.core.family import ModelFamily
+from diffsynth.core.folder import component_folders
 from diffsynth.errors import CheckpointError, InvalidRequest, listed
 from diffsynth.manager import ModelManager
 from diffsynth.training.randomness import seed_for
@@ -33,6 +35,11 @@ def load_for_training(path: str, family: ModelFamily, kind: type[M]) -> tuple[M,
     manager.load_model(Path(path), kind=family.name)
     entry = manager.find(kind)
     return entry.module.float(), entry.checkpoint.files
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Return the hashes of a network's files as one text."""
+    return " ".join(sha256_of(file) for file in files)
 
 
 def make_network(family: ModelFamily, given: Mapping[str, Any] | str, kind: type[M], seed: int) -> M:
@@ -63,16 +70,22 @@ def make_network(family: ModelFamily, given: Mapping[str, Any] | str, kind: type
 def network_problem(family: ModelFamily, given: Mapping[str, Any] | str) -> str:
     """Return what is wrong with given sizes, each alone, or with a file, as far as its header tells; else nothing."""
     if isinstance(given, str):
-        try:
-            open_checkpoint(given)
-        except CheckpointError as error:
-            return str(error)
-        return ""
+        return file_problem(given)
     defaults = {each.name: each.default for each in fields(type(family.tiny()))}
     if unknown := sorted(given.keys() - defaults.keys()):
         return f"{family.name} has no size {listed(unknown)}; it has {listed(sorted(defaults), 30)}."
     bad = [f"{name} = {value!r}" for name, value in given.items() if not _is_size(value, defaults[name])]
     return f"{family.name} has sizes that are none: {listed(bad)}." if bad else ""
+
+
+def file_problem(path: str) -> str:
+    """Return what is wrong with the file of a network, or with a Diffusers folder of several; else nothing."""
+    try:
+        for each in component_folders(Path(path)) or (path,):
+            open_checkpoint(each)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def _is_size(value: Any, default: Any) -> bool:

@@ -51,6 +51,7 @@ class Objective:
         beta_end: last beta.
         timesteps: "uniform", or "logit_normal": the logistic function of normal numbers (arXiv 2403.03206).
         min_snr: limit of the signal-to-noise ratio in the weights; 0 gives every level the weight 1.
+        zero_terminal_snr: whether the last timestep has no signal left (arXiv 2305.08891).
     """
 
     prediction: Prediction = "velocity"
@@ -58,6 +59,7 @@ class Objective:
     beta_end: float = 0.018
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
     min_snr: float = 0.0
+    zero_terminal_snr: bool = False
 
     def draw(self, count: int, generator: torch.Generator) -> Levels:
         """Draw a level for each of ``count`` images, on the CPU."""
@@ -72,7 +74,7 @@ class Objective:
         if self.prediction == "flow":
             return Levels(time * TRAIN_TIMESTEPS, 1 - time, time)
         steps = (time * TRAIN_TIMESTEPS).long().clamp(0, TRAIN_TIMESTEPS - 1)
-        bars = alpha_bars(self.beta_start, self.beta_end)[steps]
+        bars = alpha_bars(self.beta_start, self.beta_end, zero_terminal_snr=self.zero_terminal_snr)[steps]
         return Levels(steps.float(), bars.sqrt().float(), (1 - bars).sqrt().float())
 
     def weight(self, levels: Levels) -> Tensor:
@@ -83,9 +85,10 @@ class Objective:
 
 
 @lru_cache(maxsize=8)
-def alpha_bars(beta_start: float, beta_end: float) -> Tensor:
+def alpha_bars(beta_start: float, beta_end: float, *, zero_terminal_snr: bool = False) -> Tensor:
     """Return the share of signal variance at each training timestep, (1000,) float64."""
-    return torch.tensor(noise_schedule(beta_start, beta_end).alpha_bars, dtype=torch.float64)
+    schedule = noise_schedule(beta_start, beta_end, last=0.0 if zero_terminal_snr else None)
+    return torch.tensor(schedule.alpha_bars, dtype=torch.float64)
 
 
 def add_noise(clean: Tensor, noise: Tensor, levels: Levels) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffsynth.errors import InvalidRequest
-from diffsynth.training.buckets import BatchOrder, Shape, fit, make_shapes, nearest_shape, too_small
+from diffsynth.training.buckets import BatchOrder, Frame, Shape, fit, frame_of, make_shapes, nearest_shape, too_small
 from diffsynth.training.config import DataConfig
 from diffsynth.training.dataset import Dataset, Example, Inspection
 from diffsynth.training.randomness import random_for
@@ -31,11 +32,21 @@ class Batch:
         numbers: which they are among the prepared pictures.
         pixels: (B, 3, H, W) uint8; or their unscaled latents, (B, C, h, w) float.
         texts: captions of each.
+        frames: where each comes from.
     """
 
     numbers: tuple[int, ...]
     pixels: Tensor
     texts: tuple[tuple[str, ...], ...]
+    frames: tuple[Frame, ...]
+
+
+class Picture(NamedTuple):
+    """A prepared picture: (3, H, W) uint8, its captions, and where it comes from."""
+
+    pixels: Tensor
+    texts: tuple[str, ...]
+    frame: Frame
 
 
 class Pictures:
@@ -63,6 +74,7 @@ class Pictures:
         self._pixels: list[Tensor] = []
         self.texts: list[tuple[str, ...]] = []
         self.shapes: list[Shape] = []
+        self.frames: list[Frame] = []
         hasher = hashlib.sha256()
         inspection = Inspection(dataset, self._problem, captions=captions)
         for number in range(count):
@@ -71,9 +83,11 @@ class Pictures:
                 continue
             hasher.update(example.image.tobytes() + "\0".join(example.texts).encode())
             self.texts.append(example.texts)
-            self.shapes.append(nearest_shape(*example.image.size, self._every_shape))
+            shape = nearest_shape(*example.image.size, self._every_shape)
+            self.shapes.append(shape)
+            self.frames.append(self._frame(example, number, 0, shape))
             if self.kept:
-                self._pixels.append(self._prepare(example, number, 0, self.shapes[-1]))
+                self._pixels.append(self._prepare(example, number, 0, shape))
         inspection.finish()
         self.digest = hasher.hexdigest()
         preparation = (config.size, config.aspect_limit, config.fit, config.crop, config.flip, config.variants, seed)
@@ -96,17 +110,18 @@ class Pictures:
         examples = len(self.dataset)
         return range(examples - self.config.held_out if self.config.held_out else 0, examples)
 
-    def picture(self, number: int, epoch: int = 0) -> tuple[Tensor, tuple[str, ...]]:
-        """Return a prepared picture (3, H, W) uint8 and its captions."""
+    def picture(self, number: int, epoch: int = 0) -> Picture:
+        """Return a prepared picture."""
         if self.kept:
-            return self._pixels[number], self.texts[number]
+            return Picture(self._pixels[number], self.texts[number], self.frames[number])
         example = self.dataset.__getitem__(number % len(self.dataset), self._rng(number, epoch))
-        return self._prepare(example, number, epoch, self.shapes[number]), example.texts
+        known = example, number, epoch, self.shapes[number]
+        return Picture(self._prepare(*known), example.texts, self._frame(*known))
 
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> Batch:
         """Return pictures of one shape together."""
-        found = [self.picture(number, epoch) for number in numbers]
-        return Batch(tuple(numbers), torch.stack([pixels for pixels, _ in found]), tuple(texts for _, texts in found))
+        pixels, texts, frames = zip(*(self.picture(number, epoch) for number in numbers), strict=True)
+        return Batch(tuple(numbers), torch.stack(pixels), texts, frames)
 
     def check_sides(self, multiple: int) -> None:
         """Make sure that the sides of all shapes are multiples of what the networks need.
@@ -137,12 +152,21 @@ class Pictures:
 
     def _prepare(self, example: Example, number: int, epoch: int, shape: Shape) -> Tensor:
         """Return (3, H, W) uint8."""
-        rng = random_for(self.seed, "prepare", number, epoch if not self.fixed else 0)
-        at = (rng.random(), rng.random()) if self.config.crop == "random" else (0.5, 0.5)
+        at, flipped = self._changes(number, epoch)
         image = fit(example.image.convert("RGB"), shape, how=self.config.fit, at=at)
-        if rng.random() < self.config.flip:
+        if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def _frame(self, example: Example, number: int, epoch: int, shape: Shape) -> Frame:
+        at, flipped = self._changes(number, epoch)
+        return frame_of(*example.image.size, shape, how=self.config.fit, at=at, flipped=flipped)
+
+    def _changes(self, number: int, epoch: int) -> tuple[tuple[float, float], bool]:
+        """Return where a picture is cut, and whether it is mirrored."""
+        rng = random_for(self.seed, "prepare", number, epoch if not self.fixed else 0)
+        at = (rng.random(), rng.random()) if self.config.crop == "random" else (0.5, 0.5)
+        return at, rng.random() < self.config.flip
 
 
 def to_pixels(values: Tensor) -> Tensor:

@@ -16,14 +16,19 @@ from diffsynth.training.config import TrainingConfig
 from diffsynth.training.dataset import Dataset, open_dataset
 from diffsynth.training.denoiser import DenoiserTraining
 from diffsynth.training.devices import Workers, find_workers
+from diffsynth.training.ensemble import Ensemble, Student
+from diffsynth.training.hunyuan_dit import HunyuanDiTEnsemble, job_problems
 from diffsynth.training.job import Job
+from diffsynth.training.kinds import DenoisingJob
 from diffsynth.training.loop import Loop, OnStep, no_report
-from diffsynth.training.networks import network_problem
-from diffsynth.training.parts import job_problems
+from diffsynth.training.low_rank import LowRank
+from diffsynth.training.networks import file_problem, network_problem
 from diffsynth.training.pictures import Pictures
 from diffsynth.training.precision import check_precision
 from diffsynth.training.record import Record, versions
 from diffsynth.training.state import checkpoints, sole_user, write_folder
+from diffsynth.training.unet import UNetEnsemble
+from diffsynth.training.whole import WholeNetworks
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +106,39 @@ def make_job(config: TrainingConfig, dataset: Dataset, device: torch.device, run
     if config.autoencoder is not None:
         pictures = Pictures(dataset, config.data, config.seed, captions=False)
         return AutoencoderTraining(config, config.autoencoder, pictures, device)
-    assert config.denoiser is not None
     pictures = Pictures(dataset, config.data, config.seed, captions=True)
-    return DenoiserTraining(config, config.denoiser, pictures, device, run / CACHE)
+    return denoiser_training(config, pictures, device, run / CACHE)
+
+
+def denoiser_training(
+    config: TrainingConfig, pictures: Pictures, device: torch.device, cache: Path | None = None
+) -> DenoiserTraining:
+    """Bring together the networks of a denoiser, and what of them learns.
+
+    Args:
+        config: of the run.
+        pictures: prepared data.
+        device: where to train.
+        cache: folder where latents are kept from one start to the next, or None.
+
+    Raises:
+        InvalidRequest: the networks cannot be used, or do not fit each other.
+        CheckpointError: a file cannot be used.
+    """
+    job: DenoisingJob
+    ensemble: Ensemble
+    student: Student
+    if config.unet is not None:
+        job, ensemble = config.unet, UNetEnsemble(config.unet)
+    else:
+        assert config.denoiser is not None
+        job, ensemble = config.denoiser, HunyuanDiTEnsemble(config.denoiser, config.seed)
+    if config.lora is not None:
+        student = LowRank(ensemble, config.lora, config.seed)
+    else:
+        assert isinstance(ensemble, HunyuanDiTEnsemble)
+        student = WholeNetworks(ensemble)
+    return DenoiserTraining(config, job, ensemble, student, pictures, device, cache)
 
 
 def check_networks(config: TrainingConfig) -> None:
@@ -114,6 +149,8 @@ def check_networks(config: TrainingConfig) -> None:
     """
     if config.denoiser is not None:
         problems = job_problems(config.denoiser)
+    elif config.unet is not None:
+        problems = [f"unet.files: {problem}" for problem in map(file_problem, config.unet.files) if problem]
     else:
         assert config.autoencoder is not None
         problem = network_problem(autoencoder_kl.FAMILY, config.autoencoder.network)

@@ -21,8 +21,8 @@ from diffsynth import ModelManager
 from diffsynth.core.saving import save_network
 from diffsynth.hub import bundled
 from diffsynth.hub.catalog import CATALOG
-from diffsynth.training.denoiser import FILES
 from diffsynth.training.state import write_folder
+from diffsynth.training.whole import FILES
 from examples.emoji_painter.card import card
 
 MODEL_ID = "HunyuanDiT-Emoji"

@@ -16,7 +16,7 @@ from diffsynth import HunyuanDiTImagePipeline, ModelManager, download_models, op
 from diffsynth.core.saving import save_network
 from diffsynth.hub import bundled
 from diffsynth.hub.catalog import CATALOG
-from diffsynth.training.denoiser import FILES
+from diffsynth.training.whole import FILES
 from examples.emoji_painter import bundle
 from examples.random_models import write_models
 

@@ -232,6 +232,21 @@ def test_the_first_web_page_of_hunyuan_dit_has_dots_for_underscores_and_its_own_
     assert_close(found, next(iter(expected)).module.state_dict())
 
 
+def test_the_first_web_page_of_hunyuan_dit_has_alpha_under_the_name_of_the_weight(dit: Path, tmp_path: Path) -> None:
+    state = load_file(dit)
+    layers = {name: files.layers_of(state)[name] for name in ("blocks.0.attn1.out_proj", "blocks.0.attn1.Wqkv")}
+    factors = {"blocks.0.attn1.out_proj": 2.0, "blocks.0.attn1.Wqkv": 3**-0.5}  # with alpha, and without
+    for name, factor in factors.items():
+        state = files.changed(state, {name: layers[name]}, factor)
+    expected = load(files.write(tmp_path / "changed.safetensors", state))
+    spelt = files.dotted({name.replace("_", "."): pair for name, pair in layers.items()})
+    spelt["blocks.0.attn1.out_proj.weight.alpha"] = torch.tensor(6.0)
+
+    found = merged(dit, files.write(tmp_path / "lora.safetensors", spelt))
+
+    assert_close(found, next(iter(expected)).module.state_dict())
+
+
 def test_a_kernel_between_the_two_matrices_counts(sd: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = load_file(sd)["input_blocks.1.0.in_layers.2.weight"]

@@ -19,13 +19,15 @@ from diffsynth.core.saving import save_network
 from diffsynth.errors import InvalidRequest
 from diffsynth.lora.pieces import Piece
 from diffsynth.lora.spellings import FORMATS, NAMES, role
-from diffsynth.lora.writing import NetworkChanges, save_lora
+from diffsynth.lora.writing import NetworkChanges, save_lora, spell
 from diffsynth.models import autoencoder_kl, bert_clip, clip, hunyuan_dit, mt5, unet
 from diffsynth.models.clip.config import ClipTextConfig
+from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 from diffsynth.models.unet.config import UNetConfig
 from diffsynth.types import StateDict
 from tests.spellings import lively
 
+FACTS = Path(__file__).parents[3] / "shared" / "facts" / "layouts"
 RANK = 3
 NETWORKS: dict[str, tuple[ModelFamily, Any]] = {
     "hunyuan_dit": (hunyuan_dit.FAMILY, hunyuan_dit.FAMILY.tiny()),
@@ -105,6 +107,26 @@ def test_the_published_spelling_of_hunyuan_dit_is_written(tmp_path: Path) -> Non
         state[f"base_model.model.{names[0]}.lora_B.weight"], wanted["blocks.0.self_attn.qkv.weight"][0].up
     )
     assert (table["r"], table["lora_alpha"], table["target_modules"]) == (RANK, 6, names)
+
+
+def test_the_published_list_of_keys_is_what_is_written_at_full_size() -> None:
+    path = FACTS / "original_lora_peft_rank64_v1.2.tsv"
+    if not path.is_file():
+        pytest.skip("the lists of published keys are not beside this repository")
+    published = dict(line.split("\t") for line in path.read_text("utf-8").splitlines())
+    family, config = hunyuan_dit.FAMILY, HunyuanDiTConfig()
+    suffixes = ("attn.qkv.weight", "attn.out.weight", "cross_attn.q.weight", "cross_attn.kv.weight", "pooler.q.weight")
+    state = family.build_on_meta(config).state_dict()
+    with torch.device("meta"):
+        pieces = {
+            key: [Piece(0, torch.empty(len(weight), 64), torch.empty(64, weight.shape[1]))]
+            for key, weight in state.items()
+            if key.endswith(suffixes)
+        }
+
+    spelled = spell([NetworkChanges(family, config, pieces)], "peft")
+
+    assert {key: ",".join(map(str, tensor.shape)) for key, tensor in spelled.tensors.items()} == published
 
 
 def test_several_networks_of_sdxl_go_into_one_file_of_diffusers(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from diffsynth import HunyuanDiTImagePipeline
 
-from .toy import load_toy, write_toy
+from .toy import load_toy, write_control, write_toy
 from .unet.toy import write_release
 
 Load = Callable[..., HunyuanDiTImagePipeline]
@@ -37,6 +37,31 @@ def pipeline(v1_0: list[Path], v1_2: list[Path]) -> Load:
     @cache
     def load(version: str = "v1.2", conventions: str = "diffsynth") -> HunyuanDiTImagePipeline:
         return load_toy(paths[version], conventions)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def controls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Return version → the files of two control networks for its toy denoiser."""
+    folder = tmp_path_factory.mktemp("controls")
+    return {
+        version: [
+            write_control(folder / f"{name}_{version}.pt", seed=seed, size_conditioning=version == "v1.0")
+            for seed, name in enumerate(("canny", "depth"))
+        ]
+        for version in ("v1.0", "v1.2")
+    }
+
+
+@pytest.fixture(scope="session")
+def steered(v1_0: list[Path], v1_2: list[Path], controls: dict[str, list[Path]]) -> Load:
+    """Return (version, conventions) → a pipeline with two control networks in float32, each made once."""
+    paths = {"v1.0": v1_0, "v1.2": v1_2}
+
+    @cache
+    def load(version: str = "v1.2", conventions: str = "diffsynth") -> HunyuanDiTImagePipeline:
+        return load_toy([*paths[version], *controls[version]], conventions)
 
     return load
 

@@ -104,13 +104,31 @@ def make_tokenizers(folder: Path) -> tuple[Any, Any]:
     return BertTokenizer.from_pretrained(folder / "tokenizer"), T5Tokenizer.from_pretrained(folder / "mt5")
 
 
-def make_pipeline(ours: HunyuanDiTImagePipeline, scheduler: str, *, perturbed: bool = False) -> Any:
-    """Return the whole pipeline of Diffusers, with the weights of ours."""
-    from diffusers import HunyuanDiTPAGPipeline, HunyuanDiTPipeline
+def make_control_networks(ours: HunyuanDiTImagePipeline) -> list[Any]:
+    """Return the control networks as Diffusers builds them."""
+    networks = []
+    for entry in ours.controlnets.loaded:
+        theirs = diffusers_networks.hunyuan_dit_controlnet(entry.config)
+        layout = hunyuan_dit.CONTROLNET_FAMILY.layout("diffusers")
+        theirs.load_state_dict(to_layout(entry.module, layout, entry.config))
+        networks.append(theirs.eval())
+    return networks
 
+
+def make_pipeline(
+    ours: HunyuanDiTImagePipeline, scheduler: str, *, perturbed: bool = False, steered: bool = False
+) -> Any:
+    """Return the whole pipeline of Diffusers, with the weights of ours."""
+    from diffusers import HunyuanDiTControlNetPipeline, HunyuanDiTPAGPipeline, HunyuanDiTPipeline
+
+    extra: dict[str, Any] = {}
+    if steered:
+        networks = make_control_networks(ours)
+        extra["controlnet"] = networks if len(networks) > 1 else networks[0]
+    kind = HunyuanDiTControlNetPipeline if steered else HunyuanDiTPAGPipeline if perturbed else HunyuanDiTPipeline
     bert, t5 = make_text_encoders(ours)
     words, pieces = make_tokenizers(ours.models[1].path.parent.parent)
-    theirs = (HunyuanDiTPAGPipeline if perturbed else HunyuanDiTPipeline)(
+    theirs = kind(
         vae=make_vae(ours),
         text_encoder=bert,
         tokenizer=words,
@@ -121,6 +139,7 @@ def make_pipeline(ours: HunyuanDiTImagePipeline, scheduler: str, *, perturbed: b
         requires_safety_checker=False,
         text_encoder_2=t5,
         tokenizer_2=pieces,
+        **extra,
     )
     theirs.set_progress_bar_config(disable=True)
     return theirs

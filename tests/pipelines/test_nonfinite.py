@@ -37,7 +37,7 @@ def part(pipe: HunyuanDiTImagePipeline, name: str) -> torch.Tensor:
         ("t5.t5.encoder.final_layer_norm.weight", "the text encoder's features"),
         ("dit.blocks.3.mlp.2.bias", "denoising, step 1 of 3"),
         ("dit.text_padding", "denoising, step 1 of 3"),
-        ("vae.encoder.conv_in.bias", "encoding the input image"),
+        ("vae.encoder.conv_in.bias", "encoding a picture"),
         ("vae.decoder.conv_out.bias", "decoding the image"),
     ],
 )
@@ -96,7 +96,7 @@ def test_an_autoencoder_that_overflows_is_run_again_in_float32(
         pipe = load(torch.float16)
         image = pipe(PROMPT, input_image=PICTURE, strength=0.5, **SMALL)
 
-    assert "encoding the input image; trying once more in float32" in caplog.text
+    assert "encoding a picture; trying once more in float32" in caplog.text
     assert "decoding the image; trying once more in float32" in caplog.text
     assert next(pipe.vae.parameters()).dtype == torch.float16
     exact = load(torch.float32)(PROMPT, input_image=PICTURE, strength=0.5, **SMALL)

@@ -24,6 +24,7 @@ HALF = Image.new("RGB", (96, 64))
 HALF.paste("white", (0, 0, 48, 64))
 LOCAL: dict[str, Any] = {"local_prompts": ["a rose"], "masks": [HALF], "mask_scales": [1.0]}
 LARGER: dict[str, Any] = {"hires_scale": 2.0, "hires_strength": 1.0}
+STEERED: dict[str, Any] = {"controlnet_images": [PICTURE, HALF], "num_inference_steps": 4, "controlnet_ends": [0.75]}
 TILES: dict[str, Any] = {"tiled": True, "tile_size": 4, "tile_stride": 2}
 
 # Setting → what must be given beside it, and another value for it.
@@ -49,6 +50,11 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "local_prompts": (LOCAL, ["a panda"]),
     "masks": (LOCAL, [Image.new("RGB", (8, 8), "white")]),
     "mask_scales": (LOCAL, [3.0]),
+    "controlnet_images": (STEERED, [HALF, PICTURE]),
+    "controlnet_scales": (STEERED, [0.5, 1.5]),
+    "controlnet_starts": (STEERED, [0.25, 0.0]),
+    "controlnet_ends": (STEERED, [0.5, 1.0]),
+    "controlnet_processors": (STEERED, ["none", "canny"]),
     "clip_skip": ({}, 2),
     "clip_skip_2": ({}, 2),
     "tiled": ({"tile_size": 4, "tile_stride": 2}, True),
@@ -66,8 +72,8 @@ def test_the_table_of_changes_knows_every_setting() -> None:
 
 @pytest.mark.parametrize("conventions", ["diffsynth", "original"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_changing_a_setting_changes_the_image(pipeline: Load, name: str, conventions: str) -> None:
-    pipe = pipeline("v1.0", conventions)
+def test_changing_a_setting_changes_the_image(pipeline: Load, steered: Load, name: str, conventions: str) -> None:
+    pipe = (steered if name.startswith("controlnet") else pipeline)("v1.0", conventions)
     beside, value = CHANGES[name]
     before = {"prompt": PROMPT, **SMALL, **beside}
 
@@ -105,6 +111,11 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "hires_upscale": ("lanczos", 2, "latent"),
     "local_prompts": ("a rose", ["a rose"], 3),
     "masks": ([PICTURE], PICTURE),
+    "controlnet_images": (PICTURE, "canny.png", 3),  # the first lacks a control network
+    "controlnet_scales": ([-1], 0.5),  # the last lacks a picture
+    "controlnet_starts": ([1.5], 0.5),
+    "controlnet_ends": ([1.5], 0.5),
+    "controlnet_processors": (["hed"], "canny"),
     "mask_scales": ([1.0], 1.0),
     "clip_skip": (0, 4, 1.5),
     "clip_skip_2": (0, 5, -1),

@@ -51,6 +51,23 @@ def write_toy(folder: Path, *, text_len: int = 77, t5_len: int = 256, **changes:
     return paths
 
 
+def write_control(path: Path, *, seed: int = 5, text_len: int = 77, t5_len: int = 256, **changes: Any) -> Path:
+    """Write a control network for the toy denoiser as some published files wrap it, all of it lively.
+
+    Args:
+        path: the file.
+        seed: of its weights.
+        text_len: tokens of the CLIP text encoder.
+        t5_len: tokens of the mT5 encoder.
+        **changes: of the denoiser's config.
+    """
+    family, config = hunyuan_dit.CONTROLNET_FAMILY, dit_config(text_len=text_len, t5_len=t5_len, **changes)
+    generator = torch.Generator().manual_seed(seed)
+    state = to_layout(family.build(config), family.layout("original"), config)
+    torch.save({"module": {key: _lively(key, value, generator) for key, value in state.items()}}, path)
+    return path
+
+
 def dit_config(**changes: Any) -> HunyuanDiTConfig:
     """Return the toy denoiser's sizes; the two hidden widths are those that Diffusers derives from others."""
     sizes = hunyuan_dit.FAMILY.tiny()

@@ -1,6 +1,6 @@
 """Trains in child processes that are killed at file operations, again and again, until one gets to the end.
 
-    python -m tests.training.killed autoencoder|denoiser RUN FILES EVERY
+    python -m tests.training.killed autoencoder|denoiser|lora RUN FILES EVERY
 
 Child k dies by SIGKILL at its file operation number k * EVERY inside RUN. Prints the number of children that died.
 """
@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from diffsynth.training import train
-from diffsynth.training.config import OptimizerConfig
+from diffsynth.training import OptimizerConfig, TrainingConfig, train
 from diffsynth.training.optimizer import make_optimizer
-from tests.training.toy import autoencoder_config, denoiser_config
+from tests.training.toy import autoencoder_config, denoiser_config, lora_config
 
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")  # of finished checkpoints, opening does not count
 
@@ -47,9 +46,16 @@ def import_what_children_need(config: OptimizerConfig) -> None:
     assert T5EncoderModel
 
 
+def config_of(job: str, run: Path, files: Path) -> TrainingConfig:
+    """Return the settings of a kind of run."""
+    if job == "autoencoder":
+        return autoencoder_config(run)
+    return {"denoiser": denoiser_config, "lora": lora_config}[job](run, files)
+
+
 def main(job: str, run: Path, files: Path, every: int) -> None:
     torch.set_num_threads(1)
-    config = autoencoder_config(run) if job == "autoencoder" else denoiser_config(run, files)
+    config = config_of(job, run, files)
     import_what_children_need(config.optimizer)
     for died in range(100):
         child = os.fork()

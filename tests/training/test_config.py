@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from diffsynth.errors import InvalidRequest
-from diffsynth.training import TrainingConfig, read_config
-from diffsynth.training.config import AutoencoderJob, DataConfig, OptimizerConfig, ScheduleConfig
+from diffsynth.training import (
+    AutoencoderJob,
+    DataConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    read_config,
+)
 
 GOOD = """
 seed = 3
@@ -128,7 +134,7 @@ def test_settings_made_in_python_are_checked_too() -> None:
 
 
 def test_exactly_one_job_is_given() -> None:
-    with pytest.raises(InvalidRequest, match="either \\[autoencoder\\] or \\[denoiser\\]"):
+    with pytest.raises(InvalidRequest, match="either \\[autoencoder\\], \\[denoiser\\] or \\[unet\\]"):
         TrainingConfig(data=DataConfig(source="x", size=64), schedule=ScheduleConfig(steps=1))
 
 

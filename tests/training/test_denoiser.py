@@ -19,16 +19,16 @@ from diffsynth.models import hunyuan_dit
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import build_rope
 from diffsynth.schedulers.betas import noise_schedule
-from diffsynth.training import TrainingConfig, train
-from diffsynth.training.config import OptimizerConfig
+from diffsynth.training import OptimizerConfig, TrainingConfig, train
 from diffsynth.training.denoiser import DenoiserTraining, choose_texts
 from diffsynth.training.devices import Workers
 from diffsynth.training.loop import Loop
 from diffsynth.training.pictures import Pictures
 from diffsynth.training.randomness import generator_for
 from diffsynth.training.record import Record
+from diffsynth.training.run import denoiser_training
 from tests import diffusers_networks
-from tests.training.toy import CLIP, DIT, Squares, denoiser_config
+from tests.training.toy import CLIP, DIT, Squares, denoiser_config, networks_of
 
 CPU = torch.device("cpu")
 
@@ -39,9 +39,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_job(config: TrainingConfig, cache: Path | None = None) -> DenoiserTraining:
-    assert config.denoiser is not None
     pictures = Pictures(Squares(), config.data, config.seed, captions=True)
-    return DenoiserTraining(config, config.denoiser, pictures, CPU, cache)
+    return denoiser_training(config, pictures, CPU, cache)
 
 
 def diffusers_network(ours: HunyuanDiT) -> Any:
@@ -55,8 +54,8 @@ def test_one_step_is_the_step_written_plainly_with_diffusers(tmp_path: Path, fil
     optimizer = OptimizerConfig(learning_rate=1e-3, eps=1e-3, weight_decay=0.1, clip=0.5, ema=0.9)
     config = denoiser_config(tmp_path, files, optimizer=optimizer, job={"min_snr": 5.0, "dropout": 0.5})
     job = make_job(config)
-    dit = diffusers_network(job.denoiser)
-    bert, t5 = (copy.deepcopy(side.encoder) for side in (job.text.clip, job.text.t5))
+    dit = diffusers_network(networks_of(job).denoiser)
+    bert, t5 = (copy.deepcopy(side.encoder) for side in (networks_of(job).text.clip, networks_of(job).text.t5))
     batch = next(job.batches(range(1)))
 
     Loop(job, config, tmp_path, Workers(CPU), lambda step: {}).run(1, Record(tmp_path))
@@ -72,8 +71,8 @@ def test_one_step_is_the_step_written_plainly_with_diffusers(tmp_path: Path, fil
     ]
     bars = torch.tensor([noise_schedule(0.00085, 0.018).alpha_bars[time] for time in times])
     alpha, sigma = bars.sqrt()[:, None, None, None], (1 - bars).sqrt()[:, None, None, None]
-    words, pieces = (side.tokenizer(texts) for side in (job.text.clip, job.text.t5))
-    config_ = job.denoiser.config
+    words, pieces = (side.tokenizer(texts) for side in (networks_of(job).text.clip, networks_of(job).text.t5))
+    config_ = networks_of(job).denoiser.config
     rope = build_rope(8, 8, config_.head_dim)
     (said,) = dit(
         alpha * clean + sigma * noise,
@@ -97,9 +96,9 @@ def test_one_step_is_the_step_written_plainly_with_diffusers(tmp_path: Path, fil
     groups = [{"params": decays, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     torch.optim.AdamW(groups, lr=1e-3 / 2, betas=(0.9, 0.99), eps=1e-3).step()  # half: the warm-up has two steps
 
-    ours = to_layout(job.denoiser, hunyuan_dit.FAMILY.layout("diffusers"), config_)
+    ours = to_layout(networks_of(job).denoiser, hunyuan_dit.FAMILY.layout("diffusers"), config_)
     pairs = [(ours[name], weight) for name, weight in dit.state_dict().items()]
-    for side, encoder in ((job.text.clip, bert), (job.text.t5, t5)):
+    for side, encoder in ((networks_of(job).text.clip, bert), (networks_of(job).text.t5, t5)):
         pairs += zip(side.encoder.parameters(), encoder.parameters(), strict=True)
     assert max(float((found - expected).detach().abs().max()) for found, expected in pairs) < 1e-6
 
@@ -142,8 +141,8 @@ def test_checkpoints_hold_the_average_and_load_too(tmp_path: Path, files: Path) 
     loop.resume()
     saved = manager.fetch_model(HunyuanDiT).state_dict()
     with loop.averaged():
-        assert all(torch.equal(saved[name], weight) for name, weight in job.denoiser.state_dict().items())
-    assert not all(torch.equal(saved[name], weight) for name, weight in job.denoiser.state_dict().items())
+        assert all(torch.equal(saved[name], weight) for name, weight in networks_of(job).denoiser.state_dict().items())
+    assert not all(torch.equal(saved[name], weight) for name, weight in networks_of(job).denoiser.state_dict().items())
 
 
 def test_latents_are_cached_on_disk_and_made_anew_for_other_data(
@@ -184,7 +183,7 @@ def frozen(tmp_path: Path, files: Path, **job: Any) -> TrainingConfig:
 def test_frozen_text_encoders_are_cached_and_stay_as_they_are(tmp_path: Path, files: Path) -> None:
     config = frozen(tmp_path, files)
     cached, direct = make_job(config), make_job(frozen(tmp_path, files, cache=False))
-    before = [weight.clone() for weight in cached.text.clip.encoder.parameters()]
+    before = [weight.clone() for weight in networks_of(cached).text.clip.encoder.parameters()]
 
     losses = [job.loss(next(job.batches(range(1))), generator_for(0, "x"))["loss"].item() for job in (cached, direct)]
     train(config)
@@ -231,7 +230,7 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path: Path, files:
     for job in jobs:
         torch.autograd.backward(job.loss(next(job.batches(range(1))), generator_for(0, "x"))["loss"])
 
-    pairs = zip(jobs[0].denoiser.parameters(), jobs[1].denoiser.parameters(), strict=True)
+    pairs = zip(*(networks_of(job).denoiser.parameters() for job in jobs), strict=True)
     assert all(
         torch.equal(one.grad, other.grad) for one, other in pairs if one.grad is not None and other.grad is not None
     )

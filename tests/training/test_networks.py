@@ -18,7 +18,8 @@ from diffsynth.training.denoiser import DenoiserTraining
 from diffsynth.training.latents import FILE
 from diffsynth.training.pictures import Pictures
 from diffsynth.training.randomness import generator_for
-from tests.training.toy import DIT, T5, VAE, Squares, autoencoder_config, denoiser_config
+from diffsynth.training.run import denoiser_training
+from tests.training.toy import DIT, T5, VAE, Squares, autoencoder_config, denoiser_config, networks_of
 
 CPU = torch.device("cpu")
 
@@ -29,9 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_job(config: TrainingConfig, cache: Path | None = None) -> DenoiserTraining:
-    assert config.denoiser is not None
     pictures = Pictures(Squares(), config.data, config.seed, captions=True)
-    return DenoiserTraining(config, config.denoiser, pictures, CPU, cache)
+    return denoiser_training(config, pictures, CPU, cache)
 
 
 def test_all_networks_that_cannot_be_used_are_named_before_the_data_is_read(tmp_path: Path, files: Path) -> None:
@@ -115,7 +115,7 @@ def test_features_of_frozen_text_encoders_are_kept_though_pictures_are_drawn_ane
         job = make_job(denoiser_config(tmp_path / "second", files, data=data, job={**encoders, "cache": cache}))
         batch = next(job.batches(range(1)))
         if cache:
-            job.text.clip.encoder.forward = job.text.t5.encoder.forward = None  # type: ignore[assignment, method-assign]
+            networks_of(job).text.clip.encoder.forward = networks_of(job).text.t5.encoder.forward = None  # type: ignore[assignment, method-assign]
         losses.append(job.loss(batch, generator_for(0, "x"))["loss"].item())
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -18,7 +18,8 @@ from diffsynth.errors import Cancelled, InvalidRequest
 from diffsynth.training import train
 from diffsynth.training.loop import StepReport
 from diffsynth.training.state import STATE, checkpoints
-from tests.training.toy import autoencoder_config, denoiser_config, differing
+from tests.training.killed import config_of
+from tests.training.toy import autoencoder_config, differing
 
 REPO = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -31,11 +32,10 @@ def losses(run: Path) -> list[list[str]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
-@pytest.mark.parametrize(("job", "every"), [("autoencoder", 5), ("denoiser", 8)])
+@pytest.mark.parametrize(("job", "every"), [("autoencoder", 5), ("denoiser", 8), ("lora", 8)])
 def test_killed_at_many_moments_it_ends_as_if_it_were_not(job: str, every: int, tmp_path: Path) -> None:
     run, whole, files = tmp_path / "killed", tmp_path / "whole", tmp_path / "files"
-    config = autoencoder_config(whole) if job == "autoencoder" else denoiser_config(whole, files)
-    train(config)
+    train(config_of(job, whole, files))
 
     command = [sys.executable, "-m", "tests.training.killed", job, str(run), str(files), str(every)]
     done = subprocess.run(command, cwd=REPO, env=ONE_THREAD, capture_output=True, text=True, check=False)

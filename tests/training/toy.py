@@ -15,15 +15,21 @@ from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.saving import save_network
 from diffsynth.models import autoencoder_kl
 from diffsynth.models.autoencoder_kl.config import AutoencoderKLConfig
-from diffsynth.training import Example, TrainingConfig
-from diffsynth.training.config import (
+from diffsynth.training import (
     AutoencoderJob,
     DataConfig,
     DenoiserJob,
+    Example,
+    LoRAConfig,
     OptimizerConfig,
     RecordConfig,
     ScheduleConfig,
+    TrainingConfig,
+    UNetJob,
+    train,
 )
+from diffsynth.training.denoiser import DenoiserTraining
+from diffsynth.training.hunyuan_dit import HunyuanDiTEnsemble
 from examples.random_models import write_sentencepiece, write_wordpiece
 
 COLORS = {"red": "红色", "blue": "蓝色", "green": "绿色", "yellow": "黄色"}
@@ -140,6 +146,62 @@ def denoiser_config(
             **changes,
         }
     )
+
+
+def lora_config(
+    run: Path,
+    files: Path,
+    *,
+    steps: int = 6,
+    job: dict[str, Any] | None = None,
+    lora: LoRAConfig | None = None,
+    **changes: Any,
+) -> TrainingConfig:
+    """Settings of a LoRA's run over a denoiser in ``files``, which is made if need be: new, but trained for a step."""
+    base = files / "base" / "final"
+    if not base.is_dir():
+        train(denoiser_config(files / "base", files, steps=1, optimizer=OptimizerConfig(learning_rate=0.05, ema=0)))
+    settings = {
+        "network": str(base / "model" / "pytorch_model_ema.safetensors"),
+        "clip": str(base / "clip_text_encoder" / "pytorch_model.safetensors"),
+        "t5": str(base / "mt5" / "pytorch_model.safetensors"),
+        "clip_tokenizer": "",
+        "t5_tokenizer": "",
+        "train_text_encoders": False,
+    }
+    return denoiser_config(
+        run, files, steps=steps, job={**settings, **(job or {})}, lora=lora or LoRAConfig(rank=3, alpha=6), **changes
+    )
+
+
+def unet_config(
+    run: Path,
+    file: Path,
+    *,
+    steps: int = 6,
+    job: dict[str, Any] | None = None,
+    lora: LoRAConfig | None = None,
+    **changes: Any,
+) -> TrainingConfig:
+    """Settings of a LoRA's run over Stable Diffusion or SDXL."""
+    return TrainingConfig(
+        **{
+            "data": DataConfig(source="tests.training.toy:squares", size=32),
+            "unet": UNetJob(**{"files": (str(file),), "sample_steps": 2, **(job or {})}),
+            "lora": lora or LoRAConfig(rank=3, alpha=6),
+            "optimizer": OptimizerConfig(learning_rate=1e-2, ema=0.9),
+            "schedule": ScheduleConfig(steps=steps, batch_size=4, warmup=2),
+            "record": RecordConfig(folder=str(run), checkpoint_every=2, sample_every=3, sample_count=2, plot_every=2),
+            "device": "cpu",
+            **changes,
+        }
+    )
+
+
+def networks_of(job: DenoiserTraining) -> HunyuanDiTEnsemble:
+    """Return the networks of a HunyuanDiT run."""
+    assert isinstance(job.ensemble, HunyuanDiTEnsemble)
+    return job.ensemble
 
 
 def tensors(path: Path) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from diffsynth.models.hunyuan_dit.rope import Rope
 
@@ -35,6 +35,10 @@ class TextFeatures:
     def cat(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
         """Return the rows of several prompts' features, in order."""
         return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
+    def to(self, device: torch.device) -> TextFeatures:
+        """Return the same features on a device."""
+        return TextFeatures(*(getattr(self, each.name).to(device) for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -100,46 +104,80 @@ class FinalCondition:
     scale: Tensor
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that stays the same over the denoising loop, for S steps and B rows.
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """What blocks take over a whole denoising loop, for S steps and B rows.
 
     Args:
         timesteps: the S timesteps.
         blocks: one for each block, shifts for all steps.
-        final: for all steps.
         rope: positions of the image tokens.
     """
 
     timesteps: tuple[float, ...]
     blocks: tuple[BlockCondition, ...]
-    final: FinalCondition
     rope: Rope
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self.final.shift.shape[1]
+        return len(self.blocks[0].keys)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tables; keys and values are nearly all of it."""
-        tables = [table for block in self.blocks for table in (block.shift, block.keys, block.values)]
-        return sum(table.nbytes for table in (*tables, self.final.shift, self.final.scale))
+        return sum(table.nbytes for block in self.blocks for table in (block.shift, block.keys, block.values))
 
     def block(self, number: int, step: int) -> BlockCondition:
         """Return what a block takes at a step."""
         block = self.blocks[number]
         return BlockCondition(block.shift[step], block.keys, block.values)
 
+    def rows(self, index: Rows) -> Self:
+        """Return some rows: a slice is a view, a list of row numbers, which may repeat, is a copy."""
+        parts = (BlockCondition(part.shift[:, index], part.keys[index], part.values[index]) for part in self.blocks)
+        return replace(self, blocks=tuple(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(BlockPlan):
+    """All that stays the same over the denoising loop, for S steps and B rows.
+
+    Args:
+        final: what the last layer takes, for all steps.
+    """
+
+    final: FinalCondition
+
+    @property
+    @override
+    def nbytes(self) -> int:
+        return super().nbytes + self.final.shift.nbytes + self.final.scale.nbytes
+
     def at(self, step: int) -> FinalCondition:
         """Return what the last layer takes at a step."""
         return FinalCondition(self.final.shift[step], self.final.scale[step])
 
+    @override
     def rows(self, index: Rows) -> Self:
-        """Return some rows: a slice is a view, a list of row numbers, which may repeat, is a copy."""
-        return type(self)(
-            self.timesteps,
-            tuple(BlockCondition(part.shift[:, index], part.keys[index], part.values[index]) for part in self.blocks),
-            FinalCondition(self.final.shift[:, index], self.final.scale[:, index]),
-            self.rope,
-        )
+        final = FinalCondition(self.final.shift[:, index], self.final.scale[:, index])
+        return replace(super().rows(index), final=final)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlPlan(BlockPlan):
+    """All that stays the same over the denoising loop for a control network, for S steps and B rows.
+
+    Args:
+        hint: (R, N, D), the tokens of the hints; R divides B, and row i is shown hint i modulo R.
+    """
+
+    hint: Tensor
+
+    @property
+    @override
+    def nbytes(self) -> int:
+        return super().nbytes + self.hint.nbytes
+
+    def show(self, tokens: Tensor) -> Tensor:
+        """Add the hints to (B, N, D) tokens."""
+        return torch.unflatten(tokens, 0, (-1, len(self.hint))).add(self.hint).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Sizes of the HunyuanDiT denoiser."""
+"""Sizes of the HunyuanDiT denoiser and its control networks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing_extensions import Self
 @dataclass(frozen=True, kw_only=True)
 class HunyuanDiTConfig:
     """Sizes of the HunyuanDiT denoiser; the defaults are the released version 1.2.
+
+    A control network has the sizes of its denoiser, and a block for each block of that which feeds a long skip.
 
     Raises:
         ValueError: if sizes contradict one another.

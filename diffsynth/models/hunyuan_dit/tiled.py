@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from diffsynth.models.hunyuan_dit.blocks import Block
+from diffsynth.models.hunyuan_dit.condition import BlockCondition
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
+from diffsynth.nn.attention import AttentionHook, plain_attention
 from diffsynth.nn.tiling import Window, origins, tiled
 
 
@@ -41,6 +45,37 @@ class TokenTiling:
             return None
         square = build_rope(self.tile, self.tile, rope.head_dim, dtype=rope.cos.dtype, device=rope.cos.device)
         return square.crop(Window((self.tile - height) // 2, (self.tile - width) // 2, height, width))
+
+
+class TokenGrid:
+    """The tokens of an image, and how blocks are run on them: on all at once, or on overlapping squares.
+
+    Args:
+        rope: positions of the tokens.
+        tile: how to cut the grid; a grid that fits into a single square is not cut.
+    """
+
+    def __init__(self, rope: Rope, tile: TokenTiling | None) -> None:
+        self.rope = rope
+        self.tile = tile
+        self._window_rope = tile.window_rope(rope) if tile else None
+
+    def run(
+        self,
+        block: Block,
+        tokens: Tensor,
+        condition: BlockCondition,
+        *,
+        skip: Tensor | None = None,
+        perturbed: bool = False,
+        attention: AttentionHook = plain_attention,
+    ) -> Tensor:
+        """Run a block on (B, N, D) tokens; see `Block`."""
+        if self.tile is None or self._window_rope is None:
+            whole: Tensor = block(tokens, condition, self.rope, skip=skip, perturbed=perturbed, attention=attention)
+            return whole
+        run = partial(block, condition=condition, rope=self._window_rope, perturbed=perturbed, attention=attention)
+        return run_tiled(run, tokens, skip=skip, size=(self.rope.height, self.rope.width), tile=self.tile)
 
 
 class RunTokens(Protocol):

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from diffsynth.core.convert import SWAP_HALVES, VECTOR_TO_ROW, Join, Rename, Rules, keep
 from diffsynth.core.family import Layout
-from diffsynth.core.signature import Match, Signature
+from diffsynth.core.signature import Dims, Match, Signature
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 
 
 def read_config(match: Match) -> HunyuanDiTConfig:
-    """Turn measured sizes into a config.
+    """Turn measured sizes of a denoiser into its config.
+
+    Raises:
+        ValueError: the sizes contradict each other.
+    """
+    return config_of(match, depth=match.count("block"))
+
+
+def config_of(match: Match, *, depth: int) -> HunyuanDiTConfig:
+    """Turn measured sizes into a config for a denoiser of so many blocks.
 
     Raises:
         ValueError: the sizes contradict each other.
@@ -32,7 +41,7 @@ def read_config(match: Match) -> HunyuanDiTConfig:
         in_channels=size["channels"],
         patch_size=size["patch"],
         hidden_size=size["hidden"],
-        depth=match.count("block"),
+        depth=depth,
         num_heads=size["hidden"] // size["head"],
         mlp_size=size["mlp"],
         text_dim=size["text"],
@@ -45,21 +54,19 @@ def read_config(match: Match) -> HunyuanDiTConfig:
     )
 
 
-ORIGINAL_SIGNATURE = Signature(
-    {
-        "x_embedder.proj.weight": ("hidden", "channels", "patch", "patch"),
-        "text_embedding_padding": ("tokens", "text"),
-        "pooler.positional_embedding": ("pooled", "t5"),
-        "mlp_t5.0.weight": ("t5_proj", "t5"),
-        "extra_embedder.0.weight": ("extra", "condition"),
-        "blocks.{block}.attn1.Wqkv.weight": ("_", "hidden"),
-        "blocks.{block}.attn1.q_norm.weight": ("head",),
-        "blocks.{block}.mlp.fc1.weight": ("mlp", "hidden"),
-        "final_layer.linear.weight": ("_", "hidden"),
-    }
-)
+ORIGINAL_SIZES: dict[str, Dims] = {
+    "x_embedder.proj.weight": ("hidden", "channels", "patch", "patch"),
+    "text_embedding_padding": ("tokens", "text"),
+    "pooler.positional_embedding": ("pooled", "t5"),
+    "mlp_t5.0.weight": ("t5_proj", "t5"),
+    "extra_embedder.0.weight": ("extra", "condition"),
+    "blocks.{block}.attn1.Wqkv.weight": ("_", "hidden"),
+    "blocks.{block}.attn1.q_norm.weight": ("head",),
+    "blocks.{block}.mlp.fc1.weight": ("mlp", "hidden"),
+}
 
-ORIGINAL_RULES: Rules = (
+# The rules of what a control network has in common with the denoiser.
+ORIGINAL_BACKBONE: Rules = (
     Rename("x_embedder.proj", "patch_embed.proj"),
     Rename("t_embedder.mlp.{n}", "time_embed.{n}"),
     Rename("extra_embedder.{n}", "extra_embed.{n}"),
@@ -86,25 +93,28 @@ ORIGINAL_RULES: Rules = (
     Rename("blocks.{i}.attn2.out_proj", "blocks.{i}.cross_attn.out"),
     Rename("blocks.{i}.mlp.fc1", "blocks.{i}.mlp.0"),
     Rename("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.2"),
+)
+
+ORIGINAL_RULES: Rules = (
+    *ORIGINAL_BACKBONE,
     keep("blocks.{i}.skip_norm"),
     keep("blocks.{i}.skip_linear"),
     Rename("final_layer.adaLN_modulation.1", "final.modulation"),
     Rename("final_layer.linear", "final.linear"),
 )
 
-DIFFUSERS_SIGNATURE = Signature(
-    {
-        "pos_embed.proj.weight": ("hidden", "channels", "patch", "patch"),
-        "text_embedding_padding": ("tokens", "text"),
-        "time_extra_emb.pooler.positional_embedding": ("pooled", "t5"),
-        "text_embedder.linear_1.weight": ("t5_proj", "t5"),
-        "time_extra_emb.extra_embedder.linear_1.weight": ("extra", "condition"),
-        "blocks.{block}.attn1.to_q.weight": ("_", "hidden"),
-        "blocks.{block}.attn1.norm_q.weight": ("head",),
-        "blocks.{block}.ff.net.0.proj.weight": ("mlp", "hidden"),
-        "proj_out.weight": ("_", "hidden"),
-    }
-)
+ORIGINAL_SIGNATURE = Signature({**ORIGINAL_SIZES, "final_layer.linear.weight": ("_", "hidden")})
+
+DIFFUSERS_SIZES: dict[str, Dims] = {
+    "pos_embed.proj.weight": ("hidden", "channels", "patch", "patch"),
+    "text_embedding_padding": ("tokens", "text"),
+    "time_extra_emb.pooler.positional_embedding": ("pooled", "t5"),
+    "text_embedder.linear_1.weight": ("t5_proj", "t5"),
+    "time_extra_emb.extra_embedder.linear_1.weight": ("extra", "condition"),
+    "blocks.{block}.attn1.to_q.weight": ("_", "hidden"),
+    "blocks.{block}.attn1.norm_q.weight": ("head",),
+    "blocks.{block}.ff.net.0.proj.weight": ("mlp", "hidden"),
+}
 
 
 def _joined(block: str, attention: str, parts: str, ours: str) -> Join:
@@ -113,7 +123,7 @@ def _joined(block: str, attention: str, parts: str, ours: str) -> Join:
 
 _BLOCK = "blocks.{i}"
 
-DIFFUSERS_RULES: Rules = (
+DIFFUSERS_BACKBONE: Rules = (
     Rename("pos_embed.proj", "patch_embed.proj"),
     Rename("time_extra_emb.timestep_embedder.linear_1", "time_embed.0"),
     Rename("time_extra_emb.timestep_embedder.linear_2", "time_embed.2"),
@@ -143,11 +153,17 @@ DIFFUSERS_RULES: Rules = (
     Rename("blocks.{i}.attn2.to_out.0", "blocks.{i}.cross_attn.out"),
     Rename("blocks.{i}.ff.net.0.proj", "blocks.{i}.mlp.0"),
     Rename("blocks.{i}.ff.net.2", "blocks.{i}.mlp.2"),
+)
+
+DIFFUSERS_RULES: Rules = (
+    *DIFFUSERS_BACKBONE,
     keep("blocks.{i}.skip_norm"),
     keep("blocks.{i}.skip_linear"),
     Rename("norm_out.linear", "final.modulation", SWAP_HALVES),
     Rename("proj_out", "final.linear"),
 )
+
+DIFFUSERS_SIGNATURE = Signature({**DIFFUSERS_SIZES, "proj_out.weight": ("_", "hidden")})
 
 DIFFSYNTH_SIGNATURE = Signature(
     {

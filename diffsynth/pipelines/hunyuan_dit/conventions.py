@@ -64,6 +64,9 @@ class Conventions:
         rounds_size_up: whether a size between multiples is rounded up, else down.
         resolution_binning: whether sizes are moved to the nearest the model was trained on.
         samples_posterior: whether an input image's latents are drawn from the encoder's distribution, else its mean.
+        draws_hints_apart: where latents are drawn, whether those of a control picture are drawn apart from the image's
+            noise, for the negative prompt and the prompt each; else once for both, after the first noise. Diffusers
+            draws them from torch's global generator; here it is one that starts at the image's seed.
         truncates_pixels: whether 8-bit values are cut off, else rounded.
         norm_out_eps: epsilon of the decoder's last norm.
     """
@@ -82,6 +85,7 @@ class Conventions:
     rounds_size_up: bool = False
     resolution_binning: bool = False
     samples_posterior: bool = True
+    draws_hints_apart: bool = False
     truncates_pixels: bool = False
     norm_out_eps: float = 1e-6
 
@@ -152,6 +156,7 @@ CONVENTIONS: Mapping[Literal["diffsynth", "original", "diffusers"] | str, Conven
             rope_end_point="diffusers",
             image_meta_size=_diffusers_meta,
             resolution_binning=True,
+            draws_hints_apart=True,
         ),
     }
 )

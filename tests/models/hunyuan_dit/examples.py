@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
+from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
+
+N = TypeVar("N", bound=nn.Module)
 
 V1_2 = HunyuanDiTConfig.tiny()
 V1_1 = replace(V1_2, size_conditioning=True)
@@ -18,7 +22,16 @@ V1_1 = replace(V1_2, size_conditioning=True)
 
 def random_network(config: HunyuanDiTConfig, seed: int = 0) -> HunyuanDiT:
     """Build a network in which no parameter is a constant, norms included, so that a swap shows."""
-    network = HunyuanDiT(config).eval().requires_grad_(False)
+    return filled(HunyuanDiT(config), seed)
+
+
+def random_control_network(config: HunyuanDiTConfig, seed: int = 1) -> HunyuanDiTControlNet:
+    """Build a control network likewise, so that what begins at zero does not stay there."""
+    return filled(HunyuanDiTControlNet(config), seed)
+
+
+def filled(network: N, seed: int) -> N:
+    network.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
+from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
 from tests import diffusers_networks
 
-from .examples import V1_1, V1_2, random_latents, random_network, random_text, sizes
+from .examples import V1_1, V1_2, random_control_network, random_latents, random_network, random_text, sizes
 
 pytest.importorskip("diffusers")
 
@@ -35,6 +36,7 @@ LAYERS = {
     "t5_proj.2": "text_embedder.linear_2",
     "text_padding": "text_embedding_padding",
     "final.linear": "proj_out",
+    "hint_proj": "input_block",
 }
 BLOCK_LAYERS = {
     "norm1": "norm1.norm",
@@ -55,7 +57,7 @@ BLOCK_LAYERS = {
 }
 
 
-def diffusers_state(network: HunyuanDiT) -> dict[str, Tensor]:
+def diffusers_state(network: HunyuanDiT | HunyuanDiTControlNet) -> dict[str, Tensor]:
     """Return the network's weights under the names of Diffusers."""
     theirs: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
@@ -66,6 +68,8 @@ def diffusers_state(network: HunyuanDiT) -> dict[str, Tensor]:
         if layer == "final.modulation":
             shift, scale = value.chunk(2)
             theirs[f"norm_out.linear.{kind}"] = torch.cat((scale, shift))
+        elif layer.startswith("outputs."):
+            theirs[f"{layer.replace('outputs', 'controlnet_blocks')}.{kind}"] = value
         elif layer in LAYERS:
             theirs[f"{LAYERS[layer]}.{kind}"] = value
         else:
@@ -87,6 +91,13 @@ def diffusers_network(network: HunyuanDiT) -> Any:
     """Build the Diffusers network with the same weights."""
     config = network.config
     theirs = diffusers_networks.hunyuan_dit(config)
+    theirs.load_state_dict(diffusers_state(network), strict=True)
+    return theirs.eval().requires_grad_(False)
+
+
+def diffusers_control_network(network: HunyuanDiTControlNet) -> Any:
+    """Build the Diffusers control network with the same weights."""
+    theirs = diffusers_networks.hunyuan_dit_controlnet(network.config)
     theirs.load_state_dict(diffusers_state(network), strict=True)
     return theirs.eval().requires_grad_(False)
 
@@ -176,6 +187,40 @@ def test_controls_are_added_to_the_skips_as_in_diffusers() -> None:
     expected = ask_diffusers(diffusers_network(network), latents, timesteps, text, rope, None, controls=list(controls))
     torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(velocity, network.denoise(latents, 0, plan))
+
+
+@pytest.mark.parametrize(
+    "config", [as_diffusers_builds(V1_2, depth=8), as_diffusers_builds(V1_1)], ids=["v1.2", "v1.1"]
+)
+@pytest.mark.parametrize("scale", [1.0, 0.35])
+def test_a_control_network_gives_what_that_of_diffusers_gives(config: HunyuanDiTConfig, scale: float) -> None:
+    network = random_control_network(config)
+    text, latents, hints = random_text(config, [(3, 4), (5, 9)]), random_latents(2, 6, 10), random_latents(2, 6, 10, 7)
+    rope, meta = build_rope(6, 10, config.head_dim), sizes(config, 2)
+    timesteps = torch.tensor([461.5, 461.5])
+
+    plan = network.plan([981, 461.5], network.encode_condition(text, meta), rope, hints)
+    planned = network.control(latents, 1, plan, scale=scale)
+    at_once = network(latents, timesteps, hints, text, rope, meta)
+
+    (expected,) = diffusers_control_network(network)(
+        latents,
+        timesteps,
+        hints,
+        conditioning_scale=scale,
+        encoder_hidden_states=text.clip,
+        text_embedding_mask=text.clip_mask,
+        encoder_hidden_states_t5=text.t5,
+        text_embedding_mask_t5=text.t5_mask,
+        image_meta_size=meta,
+        style=torch.zeros(2, dtype=torch.int64),
+        image_rotary_emb=(rope.cos, rope.sin),
+        return_dict=False,
+    )
+    assert len(planned) == len(at_once) == len(expected) == config.depth // 2 - 1
+    for ours, whole, theirs in zip(planned, at_once, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(whole * scale, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("perturbed", [{0}, {1, 4}, {5}], ids=str)
