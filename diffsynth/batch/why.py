@@ -1,4 +1,4 @@
-"""Why two images are not the same: what differs in their recipes, what in their pixels, and whether one explains the other."""
+"""Why two images are not the same: what differs in recipes, what in pixels, and whether one explains the other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from diffsynth.batch.images import recipe_of
+from diffsynth.batch.records import Folder, Record, facts_beside
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.comparison import Comparison, compare
 from diffsynth.pipelines.differences import SIZES, Difference, Effect, differences
-from diffsynth.pipelines.latent_file import SUFFIX, open_latents
 from diffsynth.pipelines.latent_image import LatentImage
-from diffsynth.pipelines.pictures import open_picture
 from diffsynth.pipelines.recipe import check_recipe, recipe_json
 
 Drawn: TypeAlias = "Image.Image | LatentImage | str | PathLike[str]"
@@ -103,7 +102,9 @@ def explain(first: Side, second: Side) -> Explanation:
     unknown = tuple(each.name for each in (first, second) if each.recipe is None)
     found: list[Difference] = []
     if first.recipe is not None and second.recipe is not None:
-        found = sorted([*differences(first.recipe, second.recipe), *_company(first, second)], key=lambda each: each.effect)
+        found = sorted(
+            [*differences(first.recipe, second.recipe), *_company(first, second)], key=lambda each: each.effect
+        )
     seen = compare(first.image, second.image)
     return Explanation(
         names=(first.name, second.name),
@@ -129,32 +130,35 @@ def _side(drawn: Drawn, unnamed: str) -> Side:
     return read_side(Path(drawn))
 
 
-def read_side(path: Path, facts: Mapping[str, Any] | None = None) -> Side:
-    """Read an image, or latents, and its recipe.
+def read_side(path: Path, name: str | None = None) -> Side:
+    """Read an image, or latents, with its recipe and what a ledger beside it says.
+
+    Args:
+        path: the file.
+        name: what to call it; its path by default.
 
     Raises:
         InvalidRequest: the file is neither, or has a recipe that this version cannot read.
         OSError: it cannot be read.
     """
-    name = printable(path, 300)
-    if path.suffix.lower() == SUFFIX:
-        latents = open_latents(path)
-        return Side(name, latents, latents.info["recipe"], path.read_bytes(), facts=facts or {})
-    image = open_picture(path)
-    recipe = recipe_of(image)
+    record = Record(path.name, facts=facts_beside(path))
+    return side_of(Folder(path.parent, (record,)), record, name or printable(path, 300))
+
+
+def side_of(folder: Folder, record: Record, name: str | None = None) -> Side:
+    """Read an image of a folder; see ``read_side``."""
+    name = name or printable(record.name, 300)
+    content = folder.content(record)
+    image: Any = folder.image(record)
+    recipe = image.info.get("recipe") if isinstance(image, LatentImage) else recipe_of(image)
     if recipe is not None:
         try:
             check_recipe(recipe)
         except (ValueError, OverflowError) as error:
             raise InvalidRequest(f"{name} holds a recipe that this version cannot read: {error}.") from error
-    lossy = image.format == "JPEG" or (image.format == "WEBP" and not _is_lossless(path))
-    return Side(name, image, recipe, path.read_bytes(), lossy, facts or {})
-
-
-def _is_lossless(path: Path) -> bool:
-    """Whether a WebP file keeps every value; the name of its chunk says so."""
-    with path.open("rb") as file:
-        return b"VP8L" in file.read(4096)
+    form = getattr(image, "format", None)
+    lossy = form == "JPEG" or (form == "WEBP" and b"VP8L" not in content[:4096])  # its chunk without loss
+    return Side(name, image, recipe, content, lossy, record.facts)
 
 
 def _verdict(found: Sequence[Difference], seen: Comparison, first: Side, second: Side) -> str:
@@ -191,10 +195,9 @@ def _of_rounding(rounded: Sequence[str], seen: Comparison, first: Side, second: 
     if seen.small:
         if rounded:
             return f"explained by {_joined(rounded)}: the same sums, rounded otherwise."
-        return (
-            "drawn in another batch size or on another device, most likely: sums in another order are rounded otherwise; "
-            "it cannot be seen."
-        )
+        rows = None not in (first.facts.get("rows"), second.facts.get("rows"))  # equal ones, or it were a difference
+        company = "on another device" if rows else "in another batch size or on another device"
+        return f"drawn {company}, most likely: sums in another order are rounded otherwise, which nobody sees."
     lossy = [side.name for side in (first, second) if side.lossy]
     if lossy and seen.spread is None and seen.mean <= MOST_MEAN:
         return f"explained by the compression of {' and '.join(lossy)}, which does not keep the values that were drawn."

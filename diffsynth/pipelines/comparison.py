@@ -83,7 +83,10 @@ def _pixels(first: Image.Image, second: Image.Image) -> list[NDArray[np.int16]]:
 
 
 def _compare(
-    one: NDArray[np.generic], two: NDArray[np.generic], sizes: tuple[tuple[int, int], tuple[int, int]], spread: float | None
+    one: NDArray[np.generic],
+    two: NDArray[np.generic],
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    spread: float | None,
 ) -> Comparison:
     if one.shape != two.shape:
         return Comparison(sizes, spread=spread)

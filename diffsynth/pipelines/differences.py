@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import zip_longest
-from os.path import commonprefix
+from itertools import takewhile, zip_longest
 from pathlib import PurePath
 from typing import Any
 
@@ -105,14 +104,14 @@ def _of_family(family: str, ones: Sequence[Values], twos: Sequence[Values]) -> I
     for number, (one, two) in enumerate(zip_longest(ones, twos), 1):
         name = family if max(len(ones), len(twos)) == 1 else f"{family} {number}"
         if one is None or two is None:
-            yield Difference(name, *("none" if each is None else _file(each) for each in (one, two)))
+            yield Difference(name, _file(one), _file(two))
             continue
         same = _content(one) == _content(two)
         if not same:
             yield Difference(f"{name}, its file", _file(one), _file(two))
         elif one["path"] != two["path"]:
-            paths = (printable(each["path"], 200) for each in (one, two))
-            yield Difference(f"{name}, where the same file lies", *paths, Effect.NOTHING)
+            paths = [printable(each["path"], 200) for each in (one, two)]
+            yield Difference(f"{name}, where the same file lies", paths[0], paths[1], Effect.NOTHING)
         for fact in dict.fromkeys((*one, *two)):
             if fact in ("family", "path", "files") or (fact == "layout" and not same):
                 continue
@@ -131,7 +130,9 @@ def _content(source: Values) -> tuple[Any, ...]:
     return (*hashes, source.get("prefix"))
 
 
-def _file(source: Values) -> str:
+def _file(source: Values | None) -> str:
+    if source is None:
+        return "none"
     digest = source["files"][0]["sha256"]
     more = f" and {len(source['files']) - 1} more" if len(source["files"]) > 1 else ""
     known = f"sha256 {digest[:12]}" if digest else "without a hash: it was changed since"
@@ -172,7 +173,8 @@ def shown(one: Any, two: Any) -> tuple[str, str]:
     first, second = (_text(value) for value in (one, two))
     if max(len(first), len(second)) <= SHOWN:
         return first, second
-    start = max(len(commonprefix([first, second])) - 15, 0)
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+    start = max(alike - 15, 0)
     cut = [("…" if start else "") + text[start:] for text in (first, second)]
     return printable(cut[0], SHOWN), printable(cut[1], SHOWN)
 
