@@ -100,6 +100,7 @@ def folder(hub: Hub, published: Path, tmp_path_factory: pytest.TempPathFactory) 
     write_ip_adapter(root / "models" / "IpAdapter" / "stable_diffusion", "sd15")
     write_ip_adapter(root / "models" / "IpAdapter" / "stable_diffusion_xl", "sdxl")
     write_hunyuan_dit_ip_adapter(root / "models" / "HunyuanDiT-IP-Adapter")
+    write_models(root / "models" / "HunyuanDiT-v1.2", controlnets=["canny", "depth"])
     if files_of(BUNDLED):
         download_models([BUNDLED], local_dir=root / "models")
     return root
@@ -119,6 +120,7 @@ def write_pictures(folder: Path) -> None:
     folder.mkdir()
     for color in ("red", "blue", "green"):
         Image.new("RGB", (96, 64), color).save(folder / f"{color}.png")
+    Image.radial_gradient("L").save(folder.parent / "photo.png")
     lines = "".join(f"{color}.png,a {color} picture\n" for color in ("red", "blue", "green"))
     (folder / "metadata.csv").write_text(f"file_name,text\n{lines}", "utf-8")
 

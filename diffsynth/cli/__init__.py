@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import convert, download, env, generate, inspect, listing, merge, train
+from diffsynth.cli import convert, download, env, generate, inspect, listing, merge, train, why
 from diffsynth.cli.options import State, print_anything
 from diffsynth.cli.stopping import INTERRUPTED, TERMINATED
 from diffsynth.errors import Cancelled, DiffSynthError
@@ -80,6 +80,7 @@ for _name, _command in (
     ("merge", merge.merge),
     ("generate", generate.generate),
     ("train", train.train),
+    ("why", why.why),
     ("env", env.env),
 ):
     app.command(_name)(reporting(_command))
