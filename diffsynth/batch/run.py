@@ -117,7 +117,7 @@ def run_plan(
         runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress)
         on_progress(progress)
         if progress.images or state.found:
-            facts = {"images": progress.images, "versions": versions(), "device": str(pipe.models[0].device)}
+            facts = {"images": progress.images, "versions": versions(), "device": str(pipe.device)}
             runner.begin(state.found, {"time": now(), "host": platform.node(), "pid": os.getpid(), **facts})
             runner.run(chosen)
     return progress
