@@ -82,7 +82,7 @@ def test_a_disk_that_fails_at_any_write_loses_nothing(
 def test_one_sentence_says_that_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
 ) -> None:
-    failing(monkeypatch, 15, errno.ENOSPC)
+    failing(monkeypatch, 18, errno.ENOSPC)
 
     with pytest.raises(Paused) as caught:
         run_batch(FakePipeline(), JOB, tmp_path, batch_size=2)

@@ -54,7 +54,7 @@ def test_one_job_in_three_spellings_is_the_same(tmp_path: Path) -> None:
 def test_a_seed_is_derived_from_the_row_and_shared_by_its_sweep(tmp_path: Path) -> None:
     job = write(tmp_path / "job.jsonl", {"prompt": "a"}, {"prompt": "a", "sweep": {"cfg_scale": [2, 4]}})
 
-    first, again, other = entries(job), entries(job), entries(job, seed=1)
+    first, again, other = entries(job), entries(job), entries(job, job_seed=1)
 
     assert first == again
     assert first[0].seed != first[1].seed == first[2].seed
