@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from diffsynth.core.saving import to_layout
 from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
+from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 
 CORPUS = (
     "一只獾轻轻嗅着一朵黄色玫瑰",
@@ -28,9 +30,15 @@ CORPUS = (
 
 
 def write_models(
-    folder: Path, *, size_conditioning: bool = False, seed: int = 0, text_len: int = 77, t5_len: int = 256
+    folder: Path,
+    *,
+    size_conditioning: bool = False,
+    seed: int = 0,
+    text_len: int = 77,
+    t5_len: int = 256,
+    controlnets: Sequence[str] = (),
 ) -> list[Path]:
-    """Write the four files of a small random HunyuanDiT and its vocabularies.
+    """Write the four files of a small random HunyuanDiT and its vocabularies, and control networks if need be.
 
     Args:
         folder: gets ``t2i/``.
@@ -38,12 +46,20 @@ def write_models(
         seed: of the random weights.
         text_len: tokens of the CLIP text encoder.
         t5_len: tokens of the mT5 encoder.
+        controlnets: what control networks are for, such as "canny".
 
     Returns:
         The weight files, in the order that ``ModelManager.load_models`` wants them.
     """
     root = folder / "t2i"
-    for name in ("clip_text_encoder", "mt5", "model", "sdxl-vae-fp16-fix", "tokenizer"):
+    for name in (
+        "clip_text_encoder",
+        "mt5",
+        "model",
+        "sdxl-vae-fp16-fix",
+        "tokenizer",
+        *(["controlnet"] if controlnets else ()),
+    ):
         (root / name).mkdir(parents=True, exist_ok=True)
     words = write_wordpiece(root / "tokenizer" / "vocab.txt")
     pieces = write_sentencepiece(root / "mt5" / "spiece.model")
@@ -64,10 +80,15 @@ def write_models(
         (mt5.FAMILY, t5, "mt5/pytorch_model.bin"),
         (hunyuan_dit.FAMILY, dit, "model/pytorch_model_ema.pt"),
         (autoencoder_kl.FAMILY, autoencoder_kl.FAMILY.tiny(), "sdxl-vae-fp16-fix/diffusion_pytorch_model.bin"),
+        *((hunyuan_dit.CONTROLNET_FAMILY, dit, f"controlnet/pytorch_model_{name}_distill.pt") for name in controlnets),
     )
     for family, config, name in parts:
         module: nn.Module = family.build(config)
         state = to_layout(module, family.layouts[0], config)
+        if isinstance(module, HunyuanDiTControlNet):
+            for layer in (module.hint_proj, *module.outputs):
+                nn.init.normal_(layer.weight, std=0.1)  # they begin at zero
+            state = to_layout(module, family.layouts[0], config)
         if family is bert_clip.FAMILY:  # the published file holds more than the text tower
             state |= {"logit_scale": torch.zeros(()), "visual.proj": torch.zeros(3, 5)}
         if family is mt5.FAMILY:

@@ -99,6 +99,7 @@ def folder(hub: Hub, published: Path, tmp_path_factory: pytest.TempPathFactory) 
         file = write_single_file((root / path).parent, name, seed)
         file.rename(root / path)
     write_loras(root / "models", published)
+    write_models(root / "models" / "HunyuanDiT-v1.2", controlnets=["canny", "depth"])
     if files_of(BUNDLED):
         download_models([BUNDLED], local_dir=root / "models")
     return root
@@ -118,6 +119,7 @@ def write_pictures(folder: Path) -> None:
     folder.mkdir()
     for color in ("red", "blue", "green"):
         Image.new("RGB", (96, 64), color).save(folder / f"{color}.png")
+    Image.radial_gradient("L").save(folder.parent / "photo.png")
     lines = "".join(f"{color}.png,a {color} picture\n" for color in ("red", "blue", "green"))
     (folder / "metadata.csv").write_text(f"file_name,text\n{lines}", "utf-8")
 

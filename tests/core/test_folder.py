@@ -24,3 +24,23 @@ def test_a_folder_that_may_not_be_read_is_no_checkpoint(tmp_path: Path, monkeypa
 
     with pytest.raises(NotACheckpoint, match=f"{tmp_path}: cannot be opened: Permission denied"):
         component_folders(tmp_path)
+
+
+def test_each_file_of_a_folder_of_control_networks_is_one_part(tmp_path: Path) -> None:
+    files = ("controlnet/canny.pt", "controlnet/pose.pt", "controlnet/notes.txt", "model/ema.pt", "model/module.pt")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    parts = component_folders(tmp_path)
+
+    assert parts == [tmp_path / "controlnet" / "canny.pt", tmp_path / "controlnet" / "pose.pt", tmp_path / "model"]
+
+
+@pytest.mark.parametrize("beside", ["model_index.json", "controlnet/diffusion_pytorch_model.safetensors.index.json"])
+def test_a_control_network_of_diffusers_or_in_shards_stays_whole(tmp_path: Path, beside: str) -> None:
+    (tmp_path / "controlnet").mkdir()
+    for name in (beside, "controlnet/a.safetensors", "controlnet/b.safetensors"):
+        (tmp_path / name).touch()
+
+    assert component_folders(tmp_path) == [tmp_path / "controlnet"]
