@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -23,6 +23,7 @@ from diffsynth.pipelines.clip_prompt import ClipReader, learn_from
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance
+from diffsynth.pipelines.hires import no_noise
 from diffsynth.pipelines.inpaint import Inpainting
 from diffsynth.pipelines.latents import LatentPreview, Noise
 from diffsynth.pipelines.monitor import Monitor
@@ -30,6 +31,7 @@ from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles
 from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
+from diffsynth.pipelines.unet_control import UNetControlNets
 from diffsynth.pipelines.unet_conventions import UNetConventions
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
 from diffsynth.pipelines.unet_request import UNetRequest
@@ -70,6 +72,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         latent_scale: latents of the autoencoder times this have unit variance.
         prediction: what the denoiser predicts, "epsilon" or "velocity".
         zero_terminal_snr: whether it was trained on a schedule that ends in pure noise, and is drawn with that.
+        controlnets: the control networks that may steer the denoiser.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
 
@@ -80,6 +83,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     latent_scale: float
     prediction: str = "epsilon"
     zero_terminal_snr: bool = False
+    controlnets: UNetControlNets = field(default_factory=UNetControlNets)
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
@@ -147,7 +151,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         height, width = self.round_size(*request.wanted_size(conventions.size))
         Inpainting.check(request, self.denoiser.config)
         return replace(
-            request,
+            self.controlnets.fill_in(request),
             height=height,
             width=width,
             cfg_scale=conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale,
@@ -174,6 +178,8 @@ class UNetImagePipeline(ImagePipeline[R]):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
         remark_mask(request.mask_image)
+        if complete.controlnet_images:
+            self.controlnets.remark(request, complete, len(self._run(complete, no_noise).timesteps))
 
     @override
     def scheduler_for(self, request: R) -> Scheduler:
@@ -213,9 +219,14 @@ class UNetImagePipeline(ImagePipeline[R]):
         )
 
     @override
+    def models_for(self, request: R) -> tuple[LoadedModel[Any], ...]:
+        return self.controlnets.in_use(self.models, request)
+
+    @override
     def draw_stage(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> Tensor:
-        denoisers = tuple(unet for unet, _ in self.denoisers(requests[0]))
-        return finite(lambda: self._denoise(requests, texts, monitor), denoisers, REMEDY)
+        networks: list[nn.Module] = [unet for unet, _ in self.denoisers(requests[0])]
+        networks += dict.fromkeys(control.network for control in self.controlnets.controls(requests[0]))
+        return finite(lambda: self._denoise(requests, texts, monitor), networks, REMEDY)
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -234,17 +245,20 @@ class UNetImagePipeline(ImagePipeline[R]):
         request = requests[0]
         assert request.height is not None
         assert request.width is not None
-        assert request.num_inference_steps is not None
         size = self.vae.config.latent_size(request.height, request.width)
         seeds = [each.seed for each in requests if each.seed is not None]
         noise = Noise(seeds, (self.vae.config.latent_channels, *size), self.device)
-        run = self.scheduler_for(request).start(
-            request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
-        )
+        run = self._run(request, noise.draw)
         latents, inpainting = self._start(requests, run, noise)
         rows = rows_of(self.texts_of(each) for each in requests)
+        guides = self.controlnets.guides(request, len(run.timesteps))
         stages = [
-            Stage(unet, below, tuple(self.row(unet, text, texts[text], request) for text in rows))
+            Stage(
+                unet,
+                below,
+                tuple(self.row(unet, text, texts[text], request) for text in rows),
+                tuple(guides) if unet is self.denoiser else (),  # a refiner has no control networks
+            )
             for unet, below in self.denoisers(request)
         ]
         assert request.cfg_scale is not None
@@ -255,6 +269,13 @@ class UNetImagePipeline(ImagePipeline[R]):
         keep = None if inpainting is None else inpainting.keep
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step, keep=keep)
         return latents, first_bad(good)
+
+    def _run(self, request: R, draw_noise: Callable[[], Tensor]) -> SchedulerRun:
+        """Return the steps of a complete request."""
+        assert request.num_inference_steps is not None
+        return self.scheduler_for(request).start(
+            request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=draw_noise
+        )
 
     def _start(self, requests: Sequence[R], run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
         """Return the latents a run starts from, and what keeps parts of the input images."""
