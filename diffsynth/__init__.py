@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffsynth.batch.why import compare_images
     from diffsynth.converting import convert_lora
     from diffsynth.core.checkpoint import open_checkpoint
     from diffsynth.errors import DiffSynthError
@@ -31,6 +32,7 @@ __all__ = [
     "SDImagePipeline",
     "SDXLImagePipeline",
     "__version__",
+    "compare_images",
     "convert_lora",
     "download_model",
     "download_models",
@@ -48,6 +50,7 @@ _HOMES = {
     "SDImagePipeline": "diffsynth.pipelines.sd.pipeline",
     "SDXLImagePipeline": "diffsynth.pipelines.sdxl.pipeline",
     "convert_lora": "diffsynth.converting",
+    "compare_images": "diffsynth.batch.why",
     "download_model": "diffsynth.hub.download",
     "download_models": "diffsynth.hub.download",
     "merge_models": "diffsynth.merging",

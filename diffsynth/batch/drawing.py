@@ -112,7 +112,7 @@ class Drawer:
                     yield self._decoded(item, requests[row], latents[row : row + 1], {**facts, "seconds": seconds})
             return
         if reason == NO_MEMORY:
-            free_memory(self.pipe.models[0].device)
+            free_memory(self.pipe.device)
         if len(batch) == 1:
             yield Outcome(batch[0], None, reason)
             return

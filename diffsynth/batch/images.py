@@ -56,8 +56,14 @@ def recipe_in(file: Path | BinaryIO) -> dict[str, Any] | None:
     """Return the recipe inside an image that a batch drew, its key included; None for any other or damaged file."""
     with suppress(OSError, *DAMAGED), Image.open(file) as image:
         image.load()
-        text = image.info.get(JSON_CHUNK) or image.getexif().get(DESCRIPTION)
-        recipe = json.loads(text)
+        return recipe_of(image)
+    return None
+
+
+def recipe_of(image: Image.Image) -> dict[str, Any] | None:
+    """Return the recipe inside an image of a file, unchecked; None if it has none of ours."""
+    with suppress(*DAMAGED):
+        recipe = json.loads(image.info.get(JSON_CHUNK) or image.getexif().get(DESCRIPTION) or "")
         if isinstance(recipe, dict):
             return recipe
     return None

@@ -16,11 +16,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
 
 from typing_extensions import Self
 
+from diffsynth.core.files import write_all
 from diffsynth.core.locks import lock
 from diffsynth.errors import InvalidRequest, printable
 
@@ -122,18 +124,14 @@ class Ledger:
         text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
         before = os.fstat(self._file.fileno()).st_size
         try:
-            _write_all(self._file.fileno(), text.encode("utf-8", "surrogatepass"))
+            write_all(self._file.fileno(), text.encode("utf-8", "surrogatepass"))
             os.fsync(self._file.fileno())
         except BaseException as error:
-            self._file.truncate(before)
+            with suppress(OSError):  # else the next run cuts off what is not whole
+                self._file.truncate(before)
             if isinstance(error, OSError) and error.errno:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
             raise
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from diffsynth.batch.names import NameTemplate, check_suffix, checked
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.recipe import Source, request_json
-from diffsynth.pipelines.request import ImageRequest
+from diffsynth.pipelines.request import ImageRequest, check_range
 
 UNIT = 64  # images; what one worker takes at a time
 PIXELS_TOGETHER = 2 * 1024**2  # of a batch, unless its size is given
@@ -131,6 +131,7 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
         InvalidRequest: settings do not go together for this pipeline, or two images would have one name.
         OSError: a picture or a file of weights cannot be read.
     """
+    check_range("batch_size", batch_size, 1, 10_000, whole=True)
     problems = Problems()
     template = NameTemplate(names, pipe.request_type.settings())
     grouping = _Grouping(pipe, batch_size)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from diffsynth.core.files import sync
+from diffsynth.core.files import sync, write_all
 
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
@@ -36,9 +36,8 @@ def publish(content: bytes, paths: Sequence[Path], owner: str) -> list[bool]:
         folder.mkdir(parents=True, exist_ok=True)
     temporary = paths[0].with_name(_temporary(owner))
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
+        with temporary.open("xb", buffering=0) as file:
+            write_all(file.fileno(), content)
             os.fsync(file.fileno())
         return link(temporary, paths)
     except OSError as error:

@@ -34,7 +34,7 @@ def read_entries(
     *,
     defaults: Mapping[str, Any] | None = None,
     sweeps: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    job_seed: int = 0,
     wildcards: bool = True,
 ) -> list[Entry]:
     """Read a job and check all of it, without any network.
@@ -44,17 +44,17 @@ def read_entries(
         request_type: of the pipeline that draws.
         defaults: settings of rows that do not have them.
         sweeps: name → values; every combination is drawn, for every row.
-        seed: what seeds are derived from, for rows without one.
+        job_seed: what seeds are derived from, for rows without one.
         wildcards: whether ``{red|green}`` and ``__animals__`` in prompts are filled in.
 
     Raises:
         InvalidRequest: it cannot be drawn; all that is wrong is named, with file and line.
         OSError: the file cannot be read.
     """
-    check_range("seed", seed, 0, 2**63 - 1, whole=True)
+    check_range("job_seed", job_seed, 0, 2**63 - 1, whole=True)
     problems = Problems()
     expansion = Expansion(
-        read_job(job), request_type, defaults or {}, sweeps or {}, seed=seed, wildcards=wildcards, problems=problems
+        read_job(job), request_type, defaults or {}, sweeps or {}, seed=job_seed, wildcards=wildcards, problems=problems
     )
     entries = expansion.entries()
     check_entries(entries, request_type, problems)
@@ -117,7 +117,7 @@ def run_plan(
         runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress)
         on_progress(progress)
         if progress.images or state.found:
-            facts = {"images": progress.images, "versions": versions(), "device": str(pipe.models[0].device)}
+            facts = {"images": progress.images, "versions": versions(), "device": str(pipe.device)}
             runner.begin(state.found, {"time": now(), "host": platform.node(), "pid": os.getpid(), **facts})
             runner.run(chosen)
     return progress
@@ -147,7 +147,7 @@ def run_batch(
     names: str = USUAL,
     batch_size: int | None = None,
     exact: bool = False,
-    seed: int = 0,
+    job_seed: int = 0,
     wildcards: bool = True,
     **run: Any,
 ) -> Progress:
@@ -163,7 +163,7 @@ def run_batch(
         batch_size: images that are drawn together; by default as many as 2 megapixels have room for, at most 8.
         exact: draw each image alone, so that its bytes are those of ``pipe(...)``; together, pixels may differ by 1
             of 255.
-        seed: what seeds are derived from, for rows without one.
+        job_seed: what seeds are derived from, for rows without one.
         wildcards: whether ``{red|green}`` and ``__animals__`` in prompts are filled in.
         **run: further arguments of ``run_plan``.
 
@@ -176,6 +176,8 @@ def run_batch(
     """
     if exact and batch_size not in (None, 1):
         raise InvalidRequest(f"exact draws images one by one, but batch_size is {batch_size}; give one of them.")
-    entries = read_entries(job, pipe.request_type, defaults=defaults, sweeps=sweeps, seed=seed, wildcards=wildcards)
+    entries = read_entries(
+        job, pipe.request_type, defaults=defaults, sweeps=sweeps, job_seed=job_seed, wildcards=wildcards
+    )
     plan = make_plan(pipe, entries, names=names, batch_size=1 if exact else batch_size)
     return run_plan(pipe, plan, folder, **run)

@@ -41,16 +41,15 @@ class Wildcards:
             InvalidRequest: there is no such list of words, or lists name one another for ever.
         """
         for depth in range(DEEPEST):
+            if not CHOICE.search(text):
+                return text
             places = count()
 
             def chosen(found: re.Match[str], depth: int = depth, places: Iterator[int] = places) -> str:
                 words = found[1].split("|") if found[1] is not None else self._words(found[2])
                 return _one_of(words, f"{row} {seed} {depth} {next(places)}")
 
-            filled = CHOICE.sub(chosen, text)
-            if filled == text:
-                return text
-            text = filled
+            text = CHOICE.sub(chosen, text)
         raise InvalidRequest(f"wildcards lead to one another: {printable(text)!r} is still to be filled in.")
 
     def _words(self, name: str) -> list[str]:

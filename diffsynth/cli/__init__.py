@@ -1,4 +1,4 @@
-"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | train | env``.
+"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | batch | train | env``.
 
 One file per command. Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this
 folder prints.
@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import convert, download, env, generate, inspect, listing, merge, train
+from diffsynth.cli import batch, convert, download, env, generate, inspect, listing, merge, train, why
 from diffsynth.cli.options import State, print_anything
 from diffsynth.cli.stopping import INTERRUPTED, TERMINATED
 from diffsynth.errors import Cancelled, DiffSynthError
@@ -79,7 +79,9 @@ for _name, _command in (
     ("inspect", inspect.inspect),
     ("merge", merge.merge),
     ("generate", generate.generate),
+    ("batch", batch.batch),
     ("train", train.train),
+    ("why", why.why),
     ("env", env.env),
 ):
     app.command(_name)(reporting(_command))

@@ -40,6 +40,17 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
 
 
+def write_all(handle: int, content: bytes) -> None:
+    """Write all of some bytes to an open file; the system may take them in parts.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk.
 

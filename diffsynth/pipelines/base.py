@@ -255,6 +255,11 @@ class ImagePipeline(ABC, Generic[R]):
 
     @property
     @abstractmethod
+    def device(self) -> torch.device:
+        """Where the denoiser is, and latents are kept."""
+
+    @property
+    @abstractmethod
     def codec(self) -> ImageCodec:
         """The autoencoder, used as the conventions say."""
 

@@ -41,23 +41,29 @@ def open_picture(path: str | PathLike[str]) -> Image.Image:
         InvalidRequest: it is no picture, damaged, or of more than 64 million pixels.
         OSError: it cannot be read.
     """
-    name = printable(path, 300)
     with open_file(path) as stream:
+        return read_picture(stream, printable(path, 300))
+
+
+def read_picture(stream: BinaryIO, name: str) -> Image.Image:
+    """Read a picture completely from an open file, whose name is for messages.
+
+    Raises:
+        InvalidRequest: it is no picture, damaged, or of more than 64 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+            image = Image.open(stream)
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(f"{name} has too many pixels; at most {MOST_PIXELS:,} are read.") from error
+    except (OSError, *DAMAGED) as error:
+        raise InvalidRequest(f"{name} is not a picture that Pillow can read.") from error
+    with image:
+        if image.width * image.height > MOST_PIXELS:
+            raise InvalidRequest(f"{name} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read.")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-                image = Image.open(stream)
-        except Image.DecompressionBombError as error:
-            raise InvalidRequest(f"{name} has too many pixels; at most {MOST_PIXELS:,} are read.") from error
+            image.load()
         except (OSError, *DAMAGED) as error:
-            raise InvalidRequest(f"{name} is not a picture that Pillow can read.") from error
-        with image:
-            if image.width * image.height > MOST_PIXELS:
-                raise InvalidRequest(
-                    f"{name} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read."
-                )
-            try:
-                image.load()
-            except (OSError, *DAMAGED) as error:
-                raise InvalidRequest(f"{name} is a damaged picture: {printable(error, 200)}.") from error
-            return image
+            raise InvalidRequest(f"{name} is a damaged picture: {printable(error, 200)}.") from error
+        return image

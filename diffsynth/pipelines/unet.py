@@ -127,6 +127,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         return ImageCodec.following(self.conventions, self.vae, self.latent_scale)
 
     @property
+    @override
     def device(self) -> torch.device:
         """Where the denoiser is, and latents are kept."""
         return next(self.denoiser.parameters()).device

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffsynth import ModelManager, SDImagePipeline, SDXLImagePipeline
+from diffsynth import ModelManager, SDImagePipeline, SDXLImagePipeline, convert_lora
 from diffsynth.core.saving import to_layout
 from diffsynth.types import StateDict
 from examples.random_stable_diffusion import build
@@ -131,3 +131,44 @@ def test_a_text_encoder_with_a_lora_is_that_of_peft(
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
     lora.detach()
     assert float((encoder.text(input_ids=tokens).last_hidden_state - expected).abs().max()) > 1e-2
+
+
+def mixed(name: str, layout: str) -> StateDict:
+    """Return a LoRA of kohya whose layers have several ranks and alphas."""
+    (unet,) = layers_of(name, layout)
+    chosen = list({key: pair for key, pair in attention_and_more(unet).items() if "emb" not in key}.items())
+    spelt: StateDict = {}
+    for number, alpha in enumerate((1.0, 3.0, 2.0)):
+        layers = {key: (up[:, : 3 - number], down[: 3 - number]) for key, (up, down) in chosen[number::3]}
+        spelt |= files.kohya(layers, "lora_unet_", alpha)
+    return spelt
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [("sd15", "diffusers"), ("sd15", "diffusers-old"), ("sd15", "peft"), ("sdxl", "diffusers")],
+)
+@torch.no_grad()
+def test_what_is_converted_means_to_diffusers_and_peft_what_the_source_means_to_us(
+    releases: dict[str, Path], name: str, to: str, tmp_path: Path
+) -> None:
+    import peft
+
+    ours, theirs = KINDS[name]
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=[releases[name]])
+    pipe = ours.from_model_manager(manager, "diffusers")
+    other = make_pipeline(pipe, theirs, "ddim")
+    source = files.write(tmp_path / "s.safetensors", mixed(name, "ldm" if name == "sdxl" else "diffusers"))
+    path = tmp_path / ("folder" if to == "peft" else "converted.safetensors")
+
+    convert_lora(source, path, to=to, model=releases[name])
+
+    manager.load_lora(source)
+    _, found = draw(pipe, PROMPT, scheduler="ddim")
+    if to == "peft":
+        other.unet = peft.PeftModel.from_pretrained(other.unet, path).merge_and_unload()
+    else:
+        other.load_lora_weights(tmp_path, weight_name=path.name)
+    settings = {key: value for key, value in SMALL.items() if key != "seed"}
+    expected: Tensor = other(PROMPT, generator=generator(SMALL["seed"]), output_type="latent", **settings).images
+    assert_same(found, expected)

@@ -167,6 +167,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         return ImageCodec.following(self.conventions, self.vae, self.latent_scale)
 
     @property
+    @override
     def device(self) -> torch.device:
         """Where the denoiser is, and latents are kept."""
         return next(self.denoiser.parameters()).device

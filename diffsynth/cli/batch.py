@@ -1,0 +1,151 @@
+"""``diffsynth batch``: draw a job of many images, or go on with it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffsynth.cli.choice import OPTIONS, choose, with_options
+from diffsynth.cli.options import Debug, Verbose
+from diffsynth.cli.settings import given_settings, setting_options
+from diffsynth.cli.stopping import INTERRUPTED, stopping
+from diffsynth.errors import Cancelled, InvalidRequest, printable
+
+if TYPE_CHECKING:
+    from diffsynth.batch.progress import Progress
+
+SECONDS_BETWEEN_LINES = 30.0  # where standard error is no terminal
+
+
+def batch(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A .jsonl, .csv or .txt file: a row for each image.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder, or address of an object store.")],
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUES", help="Draw every row with each value: seed=0..9, size=512x512,768x512."),
+    ] = None,
+    names: Annotated[str | None, typer.Option(help="Template of file names, such as {index:06d}-{seed}.png.")] = None,
+    format: Annotated[str, typer.Option(help="files, or tar for archives of up to 64 images.")] = "files",
+    quality: Annotated[int, typer.Option(help="1 to 100, of JPEG and WebP.")] = 95,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images that are drawn together.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Draw one by one: the very bytes of single images.")] = False,
+    job_seed: Annotated[int, typer.Option(help="What seeds are derived from, for rows without one.")] = 0,
+    wildcards: Annotated[bool, typer.Option(help="Whether {red|green} and __animals__ are filled in.")] = True,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Draw part I of N, from 0; each has a ledger.")
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help="Name of the ledger: ledger-NAME.jsonl.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read what is finished, and compare hashes.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed three times.")] = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+    **more: Any,
+) -> int:
+    """Draw every image that a job asks for, each once; the same command goes on after anything.
+
+    Settings that are given here are those of rows that do not have them. The exit code is 1 if images failed.
+    """
+    given = given_settings(more)
+    choice = choose({}, None, [], **{name: more[name] for name in OPTIONS})
+    choice.check(tuple(given))
+    from diffsynth.batch import Shard, make_plan, read_entries, run_plan
+    from diffsynth.batch.names import USUAL
+    from diffsynth.batch.run import LEDGER, all_units
+
+    part = Shard.parse(shard) if shard else None
+    sweeps = dict(_sweep(text) for text in sweep or [])
+    if exact and batch_size not in (None, 1):
+        raise InvalidRequest("--exact and --batch-size contradict each other; give one of them.")
+    entries = read_entries(
+        job, choice.kind.request, defaults=given, sweeps=sweeps, job_seed=job_seed, wildcards=wildcards
+    )
+    pipe = choice.pipeline()
+    plan = make_plan(pipe, entries, names=names or USUAL, batch_size=1 if exact else batch_size)
+    line = _Line()
+    try:
+        with stopping() as stop:
+            progress = run_plan(
+                pipe, plan, output,
+                choose=part or all_units, ledger=ledger or (part.ledger if part else LEDGER), format=format,
+                quality=quality, verify=verify, retry_failed=retry_failed, on_step=stop, on_progress=line.show,
+            )  # fmt: skip
+    except (KeyboardInterrupt, Cancelled) as asked:
+        line.end()
+        print("stopped; the same command goes on from here.", file=sys.stderr)
+        return getattr(asked, "exit_code", INTERRUPTED)
+    finally:
+        line.end()
+    print(_summary(progress, output))
+    return 1 if progress.failures or progress.aside else 0
+
+
+with_options(batch, [*OPTIONS.values(), *setting_options()])
+
+
+def _sweep(text: str) -> tuple[str, str]:
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise InvalidRequest(f"--sweep is NAME=VALUES, such as cfg_scale=2,4, not {printable(text)!r}.")
+    return name.strip().replace("-", "_"), values
+
+
+def _summary(progress: Progress, output: str) -> str:
+    facts = [f"{progress.drawn} drawn", f"{progress.finished} were there"]
+    if progress.failures:
+        facts.append(f"{len(progress.failures)} failed")
+    if progress.aside:
+        facts.append(f"{progress.aside} set aside after three failures (--retry-failed)")
+    return f"{printable(output, 300)}: {', '.join(facts)}"
+
+
+class _Line:
+    """The one line on standard error that tells how far a run is."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._width = 0
+        self._last = 0.0
+
+    def show(self, progress: Progress) -> None:
+        """Tell it, on a terminal over what was told before, else now and then."""
+        now = time.monotonic()
+        if not self._terminal and now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        text = progress_line(progress)
+        print(
+            f"\r{text:<{self._width}}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr
+        )
+        sys.stderr.flush()
+        self._width = len(text)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._terminal and self._width:
+            print(file=sys.stderr)
+        self._width = 0
+
+
+def progress_line(progress: Progress) -> str:
+    """Return how far a run is, in one line."""
+    parts = [f"{progress.step} of {progress.images} images"]
+    if progress.seconds_left is not None:
+        parts += [f"{progress.rate:.3g} a second", f"{duration(progress.seconds_left)} left"]
+    if progress.failures:
+        parts.append(f"{len(progress.failures)} failed")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 45 s, 12 min, 3 h 20 min, 6.7 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86400:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    return f"{seconds / 86400:.1f} days"
