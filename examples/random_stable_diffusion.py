@@ -24,6 +24,7 @@ from diffsynth.core.saving import save_network, to_layout
 from diffsynth.models import autoencoder_kl, clip, unet
 from diffsynth.models.clip.config import ClipTextConfig
 from diffsynth.models.unet.config import UNetConfig
+from diffsynth.models.unet.control_config import ControlNetConfig
 
 MERGES = ("p h", "o t", "ph ot", "phot o</w>", "c a", "ca t</w>", "a n", "o f</w>")
 TOKENS = 2 * 256 + len(MERGES) + 2
@@ -35,6 +36,8 @@ XL = replace(UNetConfig.tiny_xl(), context_size=64 + 128, label_size=128 + 6 * 2
 REFINER = replace(
     XL, channels=(32, 64, 128, 128), depths=(0, 1, 1, 0), mid_depth=1, context_size=128, label_size=128 + 5 * 256
 )
+SD_CONTROL = ControlNetConfig(channels=SD.channels, context_size=64, time_size=128, hint_channels=(4, 6, 10, 14))
+XL_UNION = replace(ControlNetConfig.tiny_union(), context_size=XL.context_size, label_size=XL.label_size, time_size=128)
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,14 @@ RELEASES = {
     "sd15-inpainting": _parts(replace(SD, in_channels=9), SD_TEXT),
     "sdxl": _parts(XL, XL_TEXT, XL_TEXT_2),
     "sdxl-refiner": _parts(REFINER, REFINER_TEXT),
+    "sd15-controlnet": (Part(unet.CONTROL, SD_CONTROL, "control_model.", "ldm", "controlnet"),),
+    "sdxl-controlnet": (Part(unet.CONTROL, replace(XL_UNION, types=0), "", "diffusers", "controlnet"),),
+    "sdxl-union": (Part(unet.CONTROL, XL_UNION, "", "diffusers", "controlnet"),),
 }
 
 
 def build(name: str, seed: int = 0) -> list[tuple[Part, nn.Module]]:
-    """Build the networks of a release: ``sd15``, ``sd15-inpainting``, ``sdxl`` or ``sdxl-refiner``."""
+    """Build the networks of a release, such as ``sd15``, ``sdxl-refiner`` or ``sdxl-union``, a control network."""
     torch.manual_seed(seed)
     return [(part, part.family.build(part.config)) for part in RELEASES[name]]
 

@@ -40,6 +40,7 @@ SINGLE_FILES = {
     "models/stable_diffusion/ink.safetensors": "sd15",
     "models/stable_diffusion_xl/sd_xl_base_1.0.safetensors": "sdxl",
     "models/stable_diffusion_xl/sd_xl_refiner_1.0.safetensors": "sdxl-refiner",
+    "models/ControlNet/controlnet_union/diffusion_pytorch_model_promax.safetensors": "sdxl-union",
 }
 # Programs more than examples.
 LONGER = ("random_models.py", "random_stable_diffusion.py", "contact_sheet.py", "lora_new_object.py")
@@ -93,6 +94,8 @@ def folder(hub: Hub, published: Path, tmp_path_factory: pytest.TempPathFactory) 
     for _, text in blocks("toml"):
         (root / text.splitlines()[0].removeprefix("# ")).write_text(smaller(text), "utf-8")
     write_pictures(root / "pictures")
+    for name in ("pose", "depth"):
+        Image.linear_gradient("L").save(root / f"{name}.png")
     for seed, (path, name) in enumerate(SINGLE_FILES.items()):
         file = write_single_file((root / path).parent, name, seed)
         file.rename(root / path)

@@ -37,6 +37,7 @@ SHORT = {
     "controlnet_starts": "--controlnet-start",
     "controlnet_ends": "--controlnet-end",
     "controlnet_processors": "--controlnet-processor",
+    "controlnet_types": "--controlnet-type",
 }
 
 

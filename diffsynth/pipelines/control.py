@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 from torch import nn
+from typing_extensions import Self
 
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest
@@ -83,7 +84,7 @@ class ControlNets(Generic[M]):
         kind: type[M],
         names: Sequence[str | int] | None,
         misfit: Callable[[LoadedModel[M]], str | None],
-    ) -> ControlNets[M]:
+    ) -> Self:
         """Choose among the control networks that are loaded.
 
         Args:
@@ -95,7 +96,7 @@ class ControlNets(Generic[M]):
         Raises:
             ModelNotLoaded: one that is named is not loaded.
             AmbiguousModel: a name means several.
-            InvalidRequest: one that is named does not fit, or is named twice.
+            InvalidRequest: one that is named does not fit, or is named twice and cannot be shown several pictures.
         """
         if names is None:
             entries = [entry for entry in manager if isinstance(entry.module, kind)]
@@ -108,14 +109,21 @@ class ControlNets(Generic[M]):
             names = [names]
         chosen = [manager.find(kind, name) for name in names]
         for number, entry in enumerate(chosen):
-            if any(entry is each for each in chosen[:number]):
+            if any(entry is each for each in chosen[:number]) and not cls.takes_several(entry):
                 raise InvalidRequest(f"controlnets names {entry.label} twice; each is used once.")
             if reason := misfit(entry):
                 raise InvalidRequest(reason)
         return cls(tuple(chosen))
 
-    def __len__(self) -> int:
-        return len(self.loaded)
+    @staticmethod
+    def takes_several(entry: LoadedModel[Any]) -> bool:
+        """Whether a network can be shown several pictures at once; then each place in the list is one of them."""
+        return False
+
+    def for_request(self, request: ControlRequest) -> tuple[LoadedModel[M], ...]:
+        """Return the network of each entry of a request's settings; one that takes several may have all of them."""
+        several = len(self.loaded) == 1 and self.takes_several(self.loaded[0])
+        return self.loaded * request.controlnet_count if several else self.loaded
 
     def complete(self, request: R) -> R:
         """Return a request with an entry for each control network in every setting of theirs.
@@ -125,7 +133,7 @@ class ControlNets(Generic[M]):
         """
         if not request.controlnet_images:
             return request
-        count = len(self)
+        count = len(self.for_request(request))
         if not count:
             reasons = "".join(f"\n  {reason}" for reason in self.left_out)
             raise InvalidRequest(
@@ -154,7 +162,7 @@ class ControlNets(Generic[M]):
             request.controlnet_ends,
             request.controlnet_processors,
         )
-        return [Control(entry.module, *each) for entry, *each in zip(self.loaded, *settings, strict=True)]
+        return [Control(entry.module, *each) for entry, *each in zip(self.for_request(request), *settings, strict=True)]
 
     def remark(self, request: ControlRequest, complete: R, steps: int) -> None:
         """Tell when a picture is resized, or a control network changes nothing.
@@ -169,7 +177,7 @@ class ControlNets(Generic[M]):
             if size != drawn:
                 sizes = (*size[::-1], *drawn[::-1])
                 logger.warning("a control image of %d x %d (height x width) is resized to %d x %d", *sizes)
-        for entry, control in zip(self.loaded, self.controls(complete), strict=False):
+        for entry, control in zip(self.for_request(complete), self.controls(complete), strict=False):
             if control.scale == 0:
                 logger.warning("%s has no effect: its scale is 0", entry.label)
             elif not control.acts_within(steps):

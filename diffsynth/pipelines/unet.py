@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,7 @@ from diffsynth.pipelines.clip_prompt import ClipReader, learn_from
 from diffsynth.pipelines.codec import ImageCodec, Tiles
 from diffsynth.pipelines.denoise import denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance
+from diffsynth.pipelines.hires import no_noise
 from diffsynth.pipelines.inpaint import Inpainting
 from diffsynth.pipelines.ip_adapter import PicturePrompts, SeenPictures
 from diffsynth.pipelines.latents import LatentPreview, Noise
@@ -32,6 +33,7 @@ from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.recipe import Source
 from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_size, remark_tiles
 from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
+from diffsynth.pipelines.unet_control import UNetControlNets
 from diffsynth.pipelines.unet_conventions import UNetConventions
 from diffsynth.pipelines.unet_pictures import attention_to
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
@@ -73,6 +75,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         latent_scale: latents of the autoencoder times this have unit variance.
         prediction: what the denoiser predicts, "epsilon" or "velocity".
         zero_terminal_snr: whether it was trained on a schedule that ends in pure noise, and is drawn with that.
+        controlnets: the control networks that may steer the denoiser.
         pictures: the IP-Adapter and its image encoder, if any.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
@@ -84,6 +87,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     latent_scale: float
     prediction: str = "epsilon"
     zero_terminal_snr: bool = False
+    controlnets: UNetControlNets = field(default_factory=UNetControlNets)
     pictures: PicturePrompts[IPAdapter] = field(default_factory=PicturePrompts)
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
@@ -153,7 +157,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         Inpainting.check(request, self.denoiser.config)
         self.pictures.check(request)
         return replace(
-            request,
+            self.controlnets.fill_in(request),
             height=height,
             width=width,
             cfg_scale=conventions.cfg_scale if request.cfg_scale is None else request.cfg_scale,
@@ -181,6 +185,8 @@ class UNetImagePipeline(ImagePipeline[R]):
         remark_tiles(request)
         remark_mask(request.mask_image)
         self.pictures.remark(request)
+        if complete.controlnet_images:
+            self.controlnets.remark(request, complete, len(self._run(complete, no_noise).timesteps))
 
     @override
     def scheduler_for(self, request: R) -> Scheduler:
@@ -221,12 +227,13 @@ class UNetImagePipeline(ImagePipeline[R]):
 
     @override
     def models_for(self, request: R) -> tuple[LoadedModel[Any], ...]:
-        return self.pictures.in_use(self.models, request)
+        return self.pictures.in_use(self.controlnets.in_use(self.models, request), request)
 
     @override
     def draw_stage(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> Tensor:
         seen = self.pictures.see(requests[0])
         networks: list[nn.Module] = [unet for unet, _ in self.denoisers(requests[0])]
+        networks += dict.fromkeys(control.network for control in self.controlnets.controls(requests[0]))
         networks += [] if seen is None else [seen.adapter]
         return finite(lambda: self._denoise(requests, texts, seen, monitor), networks, REMEDY)
 
@@ -256,15 +263,13 @@ class UNetImagePipeline(ImagePipeline[R]):
         request = requests[0]
         assert request.height is not None
         assert request.width is not None
-        assert request.num_inference_steps is not None
         size = self.vae.config.latent_size(request.height, request.width)
         seeds = [each.seed for each in requests if each.seed is not None]
         noise = Noise(seeds, (self.vae.config.latent_channels, *size), self.device)
-        run = self.scheduler_for(request).start(
-            request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=noise.draw
-        )
+        run = self._run(request, noise.draw)
         latents, inpainting = self._start(requests, run, noise)
         rows = rows_of(self.texts_of(each) for each in requests)
+        guides = self.controlnets.guides(request, len(run.timesteps))
         index = [0 if text.negative else 1 for text in rows]
         scale_without = self.conventions.scale_without_picture
         pictures = None if seen is None else attention_to(seen, self.denoiser, index, scale_without=scale_without)
@@ -273,7 +278,8 @@ class UNetImagePipeline(ImagePipeline[R]):
                 unet,
                 below,
                 tuple(self.row(unet, text, texts[text], request) for text in rows),
-                pictures if unet is self.denoiser else None,  # a refiner has no adapter
+                tuple(guides) if unet is self.denoiser else (),  # a refiner has no control networks, and no adapter
+                pictures if unet is self.denoiser else None,
             )
             for unet, below in self.denoisers(request)
         ]
@@ -285,6 +291,13 @@ class UNetImagePipeline(ImagePipeline[R]):
         keep = None if inpainting is None else inpainting.keep
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step, keep=keep)
         return latents, first_bad(good)
+
+    def _run(self, request: R, draw_noise: Callable[[], Tensor]) -> SchedulerRun:
+        """Return the steps of a complete request."""
+        assert request.num_inference_steps is not None
+        return self.scheduler_for(request).start(
+            request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=draw_noise
+        )
 
     def _start(self, requests: Sequence[R], run: SchedulerRun, noise: Noise) -> tuple[Tensor, Inpainting | None]:
         """Return the latents a run starts from, and what keeps parts of the input images."""

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsynth.models.unet.condition import Condition, Plan
+from diffsynth.models.unet.condition import Condition, Plan, Rows
+from diffsynth.models.unet.control import ControlNet
+from diffsynth.models.unet.encoder import Encoder
 from diffsynth.models.unet.model import UNet
 from diffsynth.nn.attention import AttentionHook, plain_attention
 from diffsynth.nn.picture_attention import PictureAttention
 from diffsynth.pipelines.denoise import Predict
 from diffsynth.pipelines.guidance import Guidance
 from diffsynth.pipelines.inpaint import Inpainting
+from diffsynth.pipelines.unet_control import Guide, PlannedGuide, steer
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +43,14 @@ class Stage:
         unet: the network.
         below: it is asked at timesteps below this one, until the next stage's.
         rows: for every row it is run on.
-        pictures: with a row for each of these, what makes it attend to pictures; None without pictures.
+        guides: the control networks that steer it.
+        pictures: with a row for each of ``rows``, what makes it attend to pictures; None without pictures.
     """
 
     unet: UNet
     below: float
     rows: tuple[Row, ...]
+    guides: tuple[Guide, ...] = ()
     pictures: PictureAttention | None = None
 
 
@@ -53,8 +58,9 @@ class Stage:
 class _Group:
     """Rows whose contexts have one length, which can be asked together."""
 
-    rows: list[int]
+    rows: Rows
     plan: Plan
+    guides: tuple[PlannedGuide, ...]
     attention: AttentionHook
 
 
@@ -71,20 +77,18 @@ def predictor(
         inpainting: what an inpainting network is told of the input image.
     """
     sides = 1 if guidance.scale is None else 2
-    planned = [(stage.unet, _groups(stage, timesteps)) for stage in stages]
+    planned = [(stage.unet, _groups(stage, timesteps, sides)) for stage in stages]
     asked = [max(n for n, stage in enumerate(stages) if at < stage.below) for at in timesteps]
 
     def predict(latents: Tensor, step: int) -> Tensor:
         unet, groups = planned[asked[step]]
-        images = latents if inpainting is None else inpainting.inputs(latents)
-        rows = images.repeat(sides, 1, 1, 1)
-        if len(groups) == 1:
-            found = unet.denoise(rows, step, groups[0].plan, attention=groups[0].attention).float()
-        else:
-            found = torch.empty_like(latents.repeat(sides, 1, 1, 1))
-            for group in groups:
-                part = unet.denoise(rows[group.rows], step, group.plan, attention=group.attention)
-                found[group.rows] = part.float()
+        rows = latents.repeat(sides, 1, 1, 1)
+        images = rows if inpainting is None else inpainting.inputs(latents).repeat(sides, 1, 1, 1)
+        found = torch.empty_like(rows, dtype=torch.float32)
+        for group in groups:
+            controls = steer(group.guides, rows[group.rows], step)
+            part = unet.denoise(images[group.rows], step, group.plan, controls=controls, attention=group.attention)
+            found[group.rows] = part.float()
         parts = found.chunk(sides)
         negative = parts[0] if sides == 2 else None
         return guidance.combine(parts[-1], negative=negative, perturbed=None, regional=())
@@ -92,26 +96,52 @@ def predictor(
     return predict
 
 
-def _groups(stage: Stage, timesteps: Sequence[float]) -> list[_Group]:
-    """Plan a denoiser's rows, those with contexts of one length together; equal rows are planned once."""
+def _groups(stage: Stage, timesteps: Sequence[float], sides: int) -> list[_Group]:
+    """Plan the rows of a denoiser and of what steers it, those with contexts of one length together."""
     lengths: dict[int, list[int]] = {}
     for number, row in enumerate(stage.rows):
         lengths.setdefault(row.context.shape[1], []).append(number)
+    prompts = len(stage.rows) - len(stage.rows) // sides  # the first row of a prompt
     groups = []
     for numbers in lengths.values():
-        distinct: list[Row] = []
-        index = []
-        for number in numbers:
-            row = stage.rows[number]
-            same = [place for place, other in enumerate(distinct) if _equal(row, other)]
-            index.append(same[0] if same else len(distinct))
-            if not same:
-                distinct.append(row)
-        plan = stage.unet.plan(timesteps, Condition.cat([_condition(stage.unet, row) for row in distinct]))
-        plan = plan if index == list(range(len(distinct))) else plan.rows(index)
+        rows = [stage.rows[number] for number in numbers]
+        of_prompts = [place for place, number in enumerate(numbers) if number >= prompts]
+        guides = [_plan_guide(guide, rows, of_prompts, timesteps) for guide in stage.guides]
+        plan = _plan(stage.unet, rows, timesteps)
+        active = tuple(guide for guide in guides if guide is not None)
         attention = plain_attention if stage.pictures is None else stage.pictures.rows(numbers)
-        groups.append(_Group(numbers, plan, attention))
+        groups.append(_Group(_as_slice(numbers), plan, active, attention))
     return groups
+
+
+def _plan_guide(
+    guide: Guide, rows: Sequence[Row], of_prompts: Sequence[int], timesteps: Sequence[float]
+) -> PlannedGuide | None:
+    """Plan the rows that a guide sees; None if it sees none of them."""
+    seen = of_prompts if guide.guesses else range(len(rows))
+    if not seen:
+        return None
+    plan = _plan(guide.network, [rows[place] for place in seen], timesteps, guide.types)
+    return PlannedGuide(guide, plan, _as_slice(seen) if len(seen) < len(rows) else None)
+
+
+def _as_slice(rows: Sequence[int]) -> Rows:
+    """Return rows that follow one another as a slice, for which no device has to wait for their numbers."""
+    follow = list(rows) == list(range(rows[0], rows[-1] + 1))
+    return slice(rows[0], rows[-1] + 1) if follow else list(rows)
+
+
+def _plan(network: Encoder, rows: Sequence[Row], timesteps: Sequence[float], types: Sequence[int] = ()) -> Plan:
+    """Plan rows of equal context lengths, equal ones once; ``types`` are those of a control network's pictures."""
+    distinct: list[Row] = []
+    index = []
+    for row in rows:
+        same = [place for place, other in enumerate(distinct) if _equal(row, other)]
+        index.append(same[0] if same else len(distinct))
+        if not same:
+            distinct.append(row)
+    plan = network.plan(timesteps, Condition.cat([_condition(network, row, types) for row in distinct]))
+    return plan if index == list(range(len(distinct))) else plan.rows(index)
 
 
 def _equal(row: Row, other: Row) -> bool:
@@ -120,9 +150,13 @@ def _equal(row: Row, other: Row) -> bool:
     return row.numbers == other.numbers and torch.equal(row.context, other.context)
 
 
-def _condition(unet: UNet, row: Row) -> Condition:
-    device = next(unet.parameters()).device
-    if row.pooled is None:
-        return unet.encode_condition(row.context.to(device))
-    numbers = torch.tensor([row.numbers], dtype=torch.float32, device=device)
-    return unet.encode_condition(row.context.to(device), row.pooled.to(device), numbers)
+def _condition(network: Encoder, row: Row, types: Sequence[int]) -> Condition:
+    device = next(network.parameters()).device
+    told = [row.context.to(device)]
+    if row.pooled is not None:
+        told += [row.pooled.to(device), torch.tensor([row.numbers], dtype=torch.float32, device=device)]
+    return (
+        network.encode_condition(*told, types=types)
+        if isinstance(network, ControlNet)
+        else network.encode_condition(*told)
+    )

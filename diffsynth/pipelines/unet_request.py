@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from diffsynth.errors import InvalidRequest, printable
+from diffsynth.pipelines.control_request import ControlRequest, check_choice
 from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
 from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
 
@@ -14,11 +17,36 @@ if TYPE_CHECKING:
 
 LongPrompts: TypeAlias = Literal["cut", "chunks", "blocks"]
 
+# What a union network takes a picture for: the name → its number; several names mean one.
+UNION_TYPES: Mapping[str, int] = MappingProxyType(
+    {
+        "openpose": 0,
+        "depth": 1,
+        "softedge": 2,
+        "scribble": 2,
+        "canny": 3,
+        "lineart": 3,
+        "lineart_anime": 3,
+        "mlsd": 3,
+        "normal": 4,
+        "segment": 5,
+        "tile": 6,
+        "repaint": 7,
+        "inpaint": 7,
+    }
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class UNetRequest(IPAdapterRequest):
+class UNetRequest(ControlRequest, IPAdapterRequest):
     """Everything one image of a UNet depends on, besides what a family adds."""
 
+    per_controlnet: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {**ControlRequest.per_controlnet, "controlnet_types": ""}
+    )
+
+    controlnet_types: tuple[str, ...] = setting((), "For a union network: what each picture is, such as depth.")
+    guess_mode: bool = setting(False, "Let control networks alone say what the image is; works without a prompt.")
     mask_image: Image | None = setting(None, "With an input image: white where it is painted anew.")
     clip_skip: int = setting(1, "Layer of the CLIP text encoder to use, from the end: 1 is the last.")
     long_prompts: str | None = setting(None, "Prompts of more than 75 tokens: cut, chunks of 75, or blocks of 77.")
@@ -28,6 +56,12 @@ class UNetRequest(IPAdapterRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.controlnet_types:
+            if name != "":
+                check_choice("each of controlnet_types", name, tuple(UNION_TYPES))
+        check_type("guess_mode", self.guess_mode, bool, "True or False")
+        if self.guess_mode and not self.controlnet_images:
+            raise InvalidRequest("guess_mode has no effect without controlnet_images; give the pictures too.")
         check_picture("mask_image", self.mask_image)
         if self.mask_image is not None and self.input_image is None:
             raise InvalidRequest("mask_image needs an input_image, parts of which are painted anew; none was given.")

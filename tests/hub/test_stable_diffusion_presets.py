@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffsynth import ModelManager, SDImagePipeline, download_models
 from diffsynth.errors import DownloadError
@@ -163,3 +164,26 @@ def test_a_fetched_model_draws_without_further_ado(hub: Hub, tmp_path: Path) -> 
 
     image = pipe("a cat", height=64, width=64, num_inference_steps=1, seed=1)
     assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "toy"),
+    [("ControlNet_v11f1e_sd15_tile", "sd15-controlnet"), ("ControlNet_union_sdxl_promax", "sdxl-union")],
+)
+def test_a_fetched_control_network_is_loaded(name: str, toy: str, hub: Hub, tmp_path: Path) -> None:
+    preset = PRESETS[name]
+    publish(hub, "HuggingFace", preset)
+    file = write_single_file(tmp_path / "toy", toy)
+    if preset.places[0].endswith(".pth"):
+        pickled = file.with_suffix(".pth")
+        torch.save(load_file(file), pickled)
+        file = pickled
+    repository = hub.repositories[str(preset.repositories[1])]
+    repository[preset.places[0].rpartition("/")[2]] = file.read_bytes()
+
+    manager = ModelManager(torch.float32, "cpu")
+    manager.load_models(download_models([name], ["HuggingFace"], local_dir=tmp_path / "models"))
+
+    (entry,) = manager
+    assert entry.family.name == "unet_controlnet"
+    assert bool(entry.config.types) == ("union" in name)

@@ -237,6 +237,19 @@ def test_of_several_networks_that_fit_one_is_named(tmp_path: Path) -> None:
         manager.load_lora(path, variant="a")
 
 
+def test_what_fits_a_denoiser_and_its_control_network_is_meant_for_the_denoiser(tmp_path: Path) -> None:
+    paths = [write_release(tmp_path, name) for name in ("sd15", "sd15-controlnet")]
+    prefix = "model.diffusion_model."
+    own = {key.removeprefix(prefix): value for key, value in load_file(paths[0]).items() if "middle_block.1" in key}
+    files.write(tmp_path / "lora.safetensors", files.kohya(files.layers_of(own), "lora_unet_", alpha=1.0))
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu", file_path_list=paths)
+
+    lora = manager.load_lora(tmp_path / "lora.safetensors")
+
+    (label,) = lora.layers
+    assert label.startswith("unet from ")
+
+
 @pytest.mark.parametrize("scale", [math.nan, math.inf, "0.5", True, None])
 def test_settings_that_make_no_sense_are_refused(toy: list[Path], loras: list[Path], scale: Any) -> None:
     manager, _ = hunyuan_dit(toy)

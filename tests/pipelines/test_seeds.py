@@ -163,6 +163,19 @@ def test_noise_does_not_depend_on_the_images_beside_it() -> None:
         assert torch.equal(together.draw()[1:], alone.draw())
 
 
+def test_copies_of_noise_differ_and_begin_where_the_image_begins() -> None:
+    noise = Noise([3, 4], (4, 8, 8), torch.device("cpu"))
+    first = noise.draw()
+
+    copies = noise.again(copies=2)
+    drawn = copies.draw()
+
+    assert len(copies) == len(drawn) == 4
+    assert torch.equal(drawn[:2], first)
+    assert torch.equal(drawn[1::2], Noise([4], (4, 8, 8), torch.device("cpu"), copies=2).draw())
+    assert not torch.equal(drawn[:2], drawn[2:])
+
+
 def test_requests_drawn_together_may_differ_in_prompts_and_seed_only(pipe: HunyuanDiTImagePipeline) -> None:
     same = [request(seed=1), request(OTHER_PROMPT, seed=2, negative_prompt="panda")]
 

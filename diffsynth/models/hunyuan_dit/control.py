@@ -61,7 +61,7 @@ class HunyuanDiTControlNet(Backbone):
         modulation = self._modulation(timestep, condition)
         self._check_latents(latents, rope)
         tokens = self.patch_embed(latents.to(self.dtype)) + self._hint_tokens(hint, rope)
-        return self._run(tokens, self._condition_of(modulation, condition), TokenGrid(rope, None))
+        return self._run(tokens, self._condition_of(modulation, condition), TokenGrid(rope, None), 1.0)
 
     def plan(self, timesteps: Sequence[float], condition: Condition, rope: Rope, hint: Tensor) -> ControlPlan:
         """Compute everything that stays the same over a denoising loop.
@@ -109,19 +109,18 @@ class HunyuanDiTControlNet(Backbone):
             raise ValueError(f"{len(latents)} latents are not a multiple of the plan's {len(plan.hint)} hints")
         self._check_latents(latents, plan.rope)
         tokens = plan.show(self.patch_embed(latents.to(self.dtype)))
-        controls = self._run(tokens, lambda number: plan.block(number, step), TokenGrid(plan.rope, tile))
-        return tuple(control * scale for control in controls)
+        return self._run(tokens, lambda number: plan.block(number, step), TokenGrid(plan.rope, tile), scale)
 
     def _hint_tokens(self, hint: Tensor, rope: Rope) -> Tensor:
         self._check_latents(hint, rope)
         tokens: Tensor = self.hint_proj(self.patch_embed(hint.to(self.dtype)))
         return tokens
 
-    def _run(self, tokens: Tensor, condition_of: ConditionOf, grid: TokenGrid) -> tuple[Tensor, ...]:
+    def _run(self, tokens: Tensor, condition_of: ConditionOf, grid: TokenGrid, scale: float) -> tuple[Tensor, ...]:
         controls = []
         for number, output in enumerate(self.outputs):
             tokens = grid.run(self._block(number), tokens, condition_of(number))
-            controls.append(output(tokens))
+            controls.append(output(tokens) * scale)
         return tuple(controls)
 
 

@@ -95,6 +95,16 @@ class Controls:
         *factors, _ = torch.logspace(-1, 0, len(self.skips) + 1).tolist()
         return Controls(tuple(skip * factor for skip, factor in zip(self.skips, factors, strict=True)), self.mid)
 
+    def spread(self, rows: Rows, count: int) -> Controls:
+        """Return ``count`` rows: these at the given places, in their order, and zeros elsewhere."""
+
+        def place(part: Tensor) -> Tensor:
+            whole = part.new_zeros((count, *part.shape[1:]))
+            whole[rows] = part
+            return whole
+
+        return Controls(tuple(place(skip) for skip in self.skips), place(self.mid))
+
     def __add__(self, other: Controls) -> Controls:
         """Return the sum of two networks' outputs."""
         pairs = zip(self.skips, other.skips, strict=True)

@@ -49,7 +49,7 @@ class Steering:
             if control.acts(step, len(plan.timesteps)):
                 added = control.network.control(latents, step, plan, scale=control.scale, tile=self.tile)
                 for number, each in enumerate(added):
-                    total[number] = total[number] + each if number in total else each
+                    total[number] = total[number].add_(each) if number in total else each  # ours, so changed in place
         return total
 
 

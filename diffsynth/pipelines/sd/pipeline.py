@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import ClassVar
@@ -9,12 +10,14 @@ from typing import ClassVar
 from typing_extensions import Self, override
 
 from diffsynth.manager import ModelManager
+from diffsynth.models.unet.control import ControlNet
 from diffsynth.models.unet.model import UNet
 from diffsynth.pipelines.clip_prompt import ClipReader, tokenizer_for
 from diffsynth.pipelines.sd.conventions import CONVENTIONS
 from diffsynth.pipelines.sd.parts import find_parts
 from diffsynth.pipelines.sd.request import SDRequest
 from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
+from diffsynth.pipelines.unet_control import UNetControlNets, misfit
 from diffsynth.pipelines.unet_conventions import choose
 from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
 from diffsynth.pipelines.unet_pictures import choose_pictures
@@ -43,6 +46,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
+        controlnets: Sequence[str | int] | None = None,
         ip_adapter: str | int | None = None,
         image_encoder: str | int | None = None,
     ) -> Self:
@@ -57,6 +61,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             prediction: "epsilon" or "velocity"; by default as the file's marks say.
             zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoder's file.
+            controlnets: which control networks, likewise, in the order of the settings that are meant for them; by
+                default all loaded ones that fit.
             ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
             image_encoder: which image encoder it reads with, likewise.
 
@@ -70,6 +76,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         unet, text, autoencoder = find_parts(manager, denoiser=denoiser, clip=clip, vae=vae)
         tokenizer = tokenizer_for(text, clip_tokenizer)
         predicts = prediction_of([unet], prediction)
+        nets = UNetControlNets.choose(manager, ControlNet, controlnets, misfit(unet, autoencoder))
         pictures = choose_pictures(manager, unet, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=unet.module,
@@ -78,8 +85,9 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             conventions=chosen,
             prediction=predicts,
             zero_terminal_snr=zero_snr_of(unet, zero_terminal_snr, predicts),
+            controlnets=nets,
             pictures=pictures,
-            loaded=(unet, text, autoencoder, *pictures.loaded),
+            loaded=(unet, text, autoencoder, *dict.fromkeys(nets.loaded), *pictures.loaded),
         )
 
     @override

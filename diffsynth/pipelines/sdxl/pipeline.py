@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
@@ -10,6 +12,7 @@ import torch
 from typing_extensions import Self, override
 
 from diffsynth.manager import ModelManager
+from diffsynth.models.unet.control import ControlNet
 from diffsynth.models.unet.model import UNet
 from diffsynth.pipelines.clip_prompt import BANG, ClipReader, tokenizer_for
 from diffsynth.pipelines.remarks import remark_idle
@@ -17,11 +20,14 @@ from diffsynth.pipelines.sdxl.conventions import CONVENTIONS
 from diffsynth.pipelines.sdxl.parts import find_parts, numbers_of
 from diffsynth.pipelines.sdxl.request import SDXLRequest
 from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
+from diffsynth.pipelines.unet_control import UNetControlNets, misfit
 from diffsynth.pipelines.unet_conventions import choose
 from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
 from diffsynth.pipelines.unet_pictures import choose_pictures
 from diffsynth.pipelines.unet_predict import Row
 from diffsynth.schedulers.betas import TRAIN_TIMESTEPS
+
+logger = logging.getLogger(__name__)
 
 LATENT_SCALE = 0.13025  # no file tells it
 TARGETS = ("target_size", "negative_target_size")
@@ -56,6 +62,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
+        controlnets: Sequence[str | int] | None = None,
         ip_adapter: str | int | None = None,
         image_encoder: str | int | None = None,
     ) -> Self:
@@ -74,6 +81,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             prediction: "epsilon" or "velocity", of a refiner too; by default as the files' marks say.
             zero_terminal_snr: whether to start from a schedule's end in pure noise; by default as the marks say.
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoders' files.
+            controlnets: which control networks, likewise, in the order of the settings that are meant for them; by
+                default all loaded ones that fit. A union network may be named once for each picture it is shown.
             ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
             image_encoder: which image encoder it reads with, likewise.
 
@@ -104,6 +113,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             readers = (first, *readers)
         denoisers = [entry for entry in (parts.denoiser, parts.refiner) if entry is not None]
         predicts = prediction_of(denoisers, prediction)
+        nets = UNetControlNets.choose(manager, ControlNet, controlnets, misfit(parts.denoiser, parts.vae))
         pictures = choose_pictures(manager, parts.denoiser, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=parts.denoiser.module,
@@ -113,8 +123,9 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             prediction=predicts,
             zero_terminal_snr=zero_snr_of(parts.denoiser, zero_terminal_snr, predicts),
             refiner=None if parts.refiner is None else parts.refiner.module,
+            controlnets=nets,
             pictures=pictures,
-            loaded=(*parts.all, *pictures.loaded),
+            loaded=(*parts.all, *dict.fromkeys(nets.loaded), *pictures.loaded),
         )
 
     @override
@@ -131,6 +142,11 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             remark_idle(request, ("refiner_start",), "the pipeline has no refiner beside the base network")
             if not refines:
                 remark_idle(request, SCORES, "only a refiner is told of it")
+        if complete.controlnet_images and len(self.denoisers(complete)) > 1:
+            logger.warning(
+                "the refiner, which takes over at refiner_start %s, is not steered by control networks",
+                complete.refiner_start,
+            )
         assert complete.cfg_scale is not None
         if not self.conventions.guides(complete.cfg_scale):
             remark_idle(request, NEGATIVE, f"cfg_scale {complete.cfg_scale} turns guidance off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffsynth.core.saving import to_layout
 from diffsynth.models import autoencoder_kl, clip, unet
 from diffsynth.models.clip.model import ClipText
 from diffsynth.models.unet.config import UNetConfig
+from diffsynth.models.unet.control import ControlNet
 from diffsynth.models.unet.model import UNet
 
 from .toy import Pipeline
@@ -50,6 +52,38 @@ def make_unet(ours: UNet) -> Any:
         **extra,
     )
     theirs.load_state_dict(to_layout(ours, unet.FAMILY.layout("diffusers"), config))
+    return theirs.eval()
+
+
+def make_control_net(ours: ControlNet) -> Any:
+    """Return a control network as Diffusers builds it."""
+    from diffusers import ControlNetModel, ControlNetUnionModel
+
+    config = ours.config
+    extra: dict[str, Any] = {}
+    if config.label_size:
+        extra = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": config.number_size,
+            "projection_class_embeddings_input_dim": config.label_size,
+        }
+    if config.types:
+        width = config.channels[0]
+        extra |= {"num_control_type": config.types, "num_trans_channel": width, "num_proj_channel": width}
+        extra["num_trans_head"] = config.type_heads
+    kind: Any = ControlNetUnionModel if config.types else ControlNetModel
+    theirs = kind(
+        block_out_channels=config.channels,
+        down_block_types=["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config.depths],
+        layers_per_block=config.layers_per_block,
+        transformer_layers_per_block=[max(depth, 1) for depth in (*config.depths[:-1], config.mid_depth)],
+        attention_head_dim=[config.heads(width) for width in config.channels],
+        cross_attention_dim=config.context_size,
+        use_linear_projection=not config.conv_projections,
+        conditioning_embedding_out_channels=config.hint_channels,
+        **extra,
+    )
+    theirs.load_state_dict(to_layout(ours, unet.CONTROL.layout("diffusers"), config))
     return theirs.eval()
 
 
@@ -150,7 +184,9 @@ def make_scheduler(name: str, prediction: str) -> Any:
     raise ValueError(name)
 
 
-def make_pipeline(ours: Pipeline, kind: str, scheduler: str, *, denoiser: UNet | None = None) -> Any:
+def make_pipeline(
+    ours: Pipeline, kind: str, scheduler: str, *, denoiser: UNet | None = None, controlnets: Sequence[ControlNet] = ()
+) -> Any:
     """Return a pipeline of Diffusers by the name of its class, such as ``StableDiffusionPipeline``."""
     import diffusers
 
@@ -160,6 +196,9 @@ def make_pipeline(ours: Pipeline, kind: str, scheduler: str, *, denoiser: UNet |
         "vae": make_vae(ours.vae, scale),
         "scheduler": make_rescaled(scheduler) if ours.zero_terminal_snr else make_scheduler(scheduler, ours.prediction),
     }
+    if controlnets:
+        made = [make_control_net(each) for each in controlnets]
+        parts["controlnet"] = made[0] if len(made) == 1 else made
     home = ours.readers[0].tokenizer.source.parent
     if "XL" in kind:
         first = ours.readers[0] if len(ours.readers) == 2 and denoiser is None else None
@@ -170,7 +209,7 @@ def make_pipeline(ours: Pipeline, kind: str, scheduler: str, *, denoiser: UNet |
             "tokenizer_2": make_tokenizer(home, "!"),
             "force_zeros_for_empty_prompt": first is not None,
         }
-        if kind == "StableDiffusionXLPipeline":
+        if kind == "StableDiffusionXLPipeline" or controlnets:
             parts["add_watermarker"] = False
         else:
             parts |= {"requires_aesthetics_score": first is None, "add_watermarker": False}
