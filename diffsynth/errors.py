@@ -186,7 +186,8 @@ class AmbiguousModel(DiffSynthError, LookupError):
         super().__init__(
             f"{wanted} fits {len(candidates)} loaded networks: {listed(candidates, 10)}. "
             "Name one of them, by its file or folder or by its number (variant= of fetch_model; denoiser=, clip=, "
-            "clip_2=, t5=, vae= or refiner= of a pipeline; --denoiser and so on), or release the others."
+            "clip_2=, t5=, vae=, refiner=, ip_adapter= or image_encoder= of a pipeline; --denoiser and so on), or "
+            "release the others."
         )
 
 

@@ -22,6 +22,7 @@ from diffsynth.cli import run
 from diffsynth.hub.bundled import files_of
 from examples.random_models import write_models
 from examples.random_stable_diffusion import write_single_file
+from tests.adapters import write_hunyuan_dit_ip_adapter, write_ip_adapter
 from tests.hub.standin import Hub
 from tests.lora import files
 
@@ -99,6 +100,9 @@ def folder(hub: Hub, published: Path, tmp_path_factory: pytest.TempPathFactory) 
         file = write_single_file((root / path).parent, name, seed)
         file.rename(root / path)
     write_loras(root / "models", published)
+    write_ip_adapter(root / "models" / "IpAdapter" / "stable_diffusion", "sd15")
+    write_ip_adapter(root / "models" / "IpAdapter" / "stable_diffusion_xl", "sdxl")
+    write_hunyuan_dit_ip_adapter(root / "models" / "HunyuanDiT-IP-Adapter")
     write_models(root / "models" / "HunyuanDiT-v1.2", controlnets=["canny", "depth"])
     if files_of(BUNDLED):
         download_models([BUNDLED], local_dir=root / "models")

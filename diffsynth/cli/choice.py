@@ -17,7 +17,9 @@ from diffsynth.cli.networks import (
     Clip2,
     Controlnets,
     Denoiser,
+    ImageEncoderName,
     Inversions,
+    IPAdapterName,
     Lora,
     LoraPartly,
     Loras,
@@ -127,6 +129,8 @@ def choose(
     controlnets: Controlnets = None,
     refiner: Refiner = None,
     refiner_name: RefinerName = None,
+    ip_adapter: IPAdapterName = None,
+    image_encoder: ImageEncoderName = None,
     prediction: Prediction = None,
     zero_terminal_snr: ZeroTerminalSnr = None,
     textual_inversion: Inversions = None,
@@ -152,6 +156,7 @@ def choose(
     """
     paths = (*(model or []), *files)
     named = chosen_networks({"denoiser": denoiser, "clip": clip, "clip_2": clip_2, "t5": t5, "vae": vae})
+    named |= chosen_networks({"ip_adapter": ip_adapter, "image_encoder": image_encoder})
     if recipe:
         kind = kind_named(recipe["pipeline"], like)
     else:

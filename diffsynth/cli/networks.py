@@ -30,6 +30,13 @@ Refiner = Annotated[
     bool | None, typer.Option("--refiner/--no-refiner", help="Whether the SDXL refiner among the files finishes.")
 ]
 RefinerName = Annotated[str | None, typer.Option(metavar="NAME", help=f"Let this refiner finish, {_WHICH}")]
+IPAdapterName = Annotated[
+    str | None,
+    typer.Option("--ip-adapter", metavar="NAME", help=f"Which IP-Adapter takes pictures as prompts, {_WHICH}"),
+]
+ImageEncoderName = Annotated[
+    str | None, typer.Option("--image-encoder", metavar="NAME", help=f"Which image encoder it reads with, {_WHICH}")
+]
 Prediction = Annotated[
     str | None, typer.Option(help="What the UNet predicts, epsilon or velocity; as its file is marked by default.")
 ]

@@ -58,7 +58,7 @@ Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, is_eager=Tr
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Say what is being done.")]
 Kinds = Annotated[
     list[str] | None,
-    typer.Option("--as", metavar="[PATH=]KIND", help="Say by hand which network a file holds, such as hunyuan_dit."),
+    typer.Option("--as", metavar="[PATH=]KIND", help="Say by hand which network a file holds; repeat for several."),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 
@@ -79,21 +79,27 @@ def dtype_named(name: str | None) -> torch.dtype | None:
 def expanded(paths: Sequence[Path], kinds: list[str] | None) -> list[tuple[Path, str | None]]:
     """Return the parts of every path, such as the networks of a folder, each with the kind that ``--as`` names for it.
 
+    A part that holds several networks, and for which several are named, comes once for each.
+
     Raises:
-        InvalidRequest: ``--as`` names two kinds for a path, or a path that is not among them.
+        InvalidRequest: ``--as`` names two kinds for every path, or a path that is not among them.
     """
-    chosen: dict[str, str] = {}
+    chosen: dict[str, list[str | None]] = {}
     for text in kinds or []:
         path, _, kind = text.rpartition("=")
-        if chosen.setdefault(path, kind) != kind:
-            raise InvalidRequest(f"--as names two kinds for {path or 'every file'}: {chosen[path]} and {kind}.")
+        named = chosen.setdefault(path, [])
+        named += [] if kind in named else [kind]
+        if not path and len(named) > 1:
+            raise InvalidRequest(
+                f"--as names two kinds for every file: {named[0]} and {kind}. Say which file is which."
+            )
     parts: list[tuple[Path, str | None]] = []
     used = {""}
     for whole in paths:
         for part in _parts(whole):
             name = next((str(each) for each in (part, whole) if str(each) in chosen), "")
             used.add(name)
-            parts.append((part, chosen.get(name)))
+            parts += [(part, kind) for kind in chosen.get(name, [None])]
     if unused := [path for path in chosen if path not in used]:
         raise InvalidRequest(f"--as names {unused[0]}, which is not among the files.")
     return parts

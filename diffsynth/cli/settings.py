@@ -31,6 +31,7 @@ SHORT = {
     "local_prompts": "--local-prompt",
     "masks": "--mask",
     "mask_scales": "--mask-scale",
+    "ipadapter_images": "--ipadapter-image",
     "controlnet_images": "--controlnet-image",
     "controlnet_scales": "--controlnet-scale",
     "controlnet_starts": "--controlnet-start",

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from diffsynth.errors import InvalidRequest, printable
-from diffsynth.pipelines.request import ImageRequest, check_picture, check_range, plain, setting
+from diffsynth.pipelines.request import ImageRequest, as_tuple, check_picture, check_range, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,7 @@ class ControlRequest(ImageRequest):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.per_controlnet:
-            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         for image in self.controlnet_images:
             check_picture("each of controlnet_images", image)
         for name, most in (("controlnet_scales", MOST_SCALE), ("controlnet_starts", 1), ("controlnet_ends", 1)):
@@ -92,14 +92,3 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raise InvalidRequest unless a value is one of the known names."""
     if value not in known:
         raise InvalidRequest(f"{name} is one of {', '.join(known)}, not {printable(repr(value))}.")
-
-
-def _listed(name: str, value: Any) -> tuple[Any, ...]:
-    """Return a list as a tuple, and a single picture, number or name as a list of one."""
-    value = plain(value)
-    if isinstance(value, (str, bool, int, float)) or hasattr(value, "convert"):
-        return (value,)
-    try:
-        return tuple(plain(each) for each in value)
-    except TypeError as error:
-        raise InvalidRequest(f"{name} must be a list, not {type(value).__name__}.") from error

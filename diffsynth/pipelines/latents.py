@@ -73,12 +73,17 @@ def seed_from(source: int | torch.Generator | None) -> int:
     return source.initial_seed() if unused else drawn
 
 
-def rgb_of_size(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Return an image in RGB, resized if need be; transparency is laid on white."""
+def rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB; transparency is laid on white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def rgb_of_size(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return an image in RGB, resized if need be; transparency is laid on white."""
+    image = rgb(image)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 

@@ -35,7 +35,7 @@ from diffsynth.pipelines.request import ImageRequest
 logger = logging.getLogger(__name__)
 
 JSON_CHUNK, TEXT_CHUNK = "diffsynth", "parameters"
-PICTURES = ("input_image", "mask_image", "masks", "controlnet_images")
+PICTURES = ("input_image", "mask_image", "masks", "controlnet_images", "ipadapter_images")
 
 
 @dataclass(frozen=True)

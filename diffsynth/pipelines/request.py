@@ -27,6 +27,7 @@ ALIASES = {
     "strength": "denoising_strength",
     "image": "input_image",
     "generator": "seed",
+    "ip_adapter_image": "ipadapter_images",
     "controlnet_image": "controlnet_images",
 }
 HIRES = ("hires_scale", "hires_height", "hires_width", "hires_strength", "hires_steps", "hires_upscale")
@@ -160,6 +161,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
+
+
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """Return a list as a tuple, and a single picture, number or name as a list of one."""
+    value = plain(value)
+    if isinstance(value, (str, bool, int, float)) or hasattr(value, "convert"):
+        return (value,)
+    try:
+        return tuple(plain(each) for each in value)
+    except TypeError as error:
+        raise InvalidRequest(f"{name} must be a list, not {type(value).__name__}.") from error
 
 
 def check_range(name: str, value: float | None, low: float, high: float, *, whole: bool = False) -> None:

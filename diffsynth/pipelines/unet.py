@@ -17,6 +17,7 @@ from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.clip.model import ClipFeatures
+from diffsynth.models.ip_adapter.model import IPAdapter
 from diffsynth.models.unet.model import UNet
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.clip_prompt import ClipReader, learn_from
@@ -25,6 +26,7 @@ from diffsynth.pipelines.denoise import denoise, first_bad
 from diffsynth.pipelines.guidance import Guidance
 from diffsynth.pipelines.hires import no_noise
 from diffsynth.pipelines.inpaint import Inpainting
+from diffsynth.pipelines.ip_adapter import PicturePrompts, SeenPictures
 from diffsynth.pipelines.latents import LatentPreview, Noise
 from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
@@ -33,6 +35,7 @@ from diffsynth.pipelines.remarks import remark_mask, remark_no_guidance, remark_
 from diffsynth.pipelines.texts import REMEDY, Texts, rows_of
 from diffsynth.pipelines.unet_control import UNetControlNets
 from diffsynth.pipelines.unet_conventions import UNetConventions
+from diffsynth.pipelines.unet_pictures import attention_to
 from diffsynth.pipelines.unet_predict import Row, Stage, predictor
 from diffsynth.pipelines.unet_request import UNetRequest
 from diffsynth.schedulers.base import Scheduler, SchedulerRun
@@ -73,6 +76,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         prediction: what the denoiser predicts, "epsilon" or "velocity".
         zero_terminal_snr: whether it was trained on a schedule that ends in pure noise, and is drawn with that.
         controlnets: the control networks that may steer the denoiser.
+        pictures: the IP-Adapter and its image encoder, if any.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
     """
 
@@ -84,6 +88,7 @@ class UNetImagePipeline(ImagePipeline[R]):
     prediction: str = "epsilon"
     zero_terminal_snr: bool = False
     controlnets: UNetControlNets = field(default_factory=UNetControlNets)
+    pictures: PicturePrompts[IPAdapter] = field(default_factory=PicturePrompts)
     loaded: tuple[LoadedModel[Any], ...] = ()
     inversions: tuple[Source, ...] = ()
 
@@ -150,6 +155,7 @@ class UNetImagePipeline(ImagePipeline[R]):
         conventions = self.conventions
         height, width = self.round_size(*request.wanted_size(conventions.size))
         Inpainting.check(request, self.denoiser.config)
+        self.pictures.check(request)
         return replace(
             self.controlnets.fill_in(request),
             height=height,
@@ -178,6 +184,7 @@ class UNetImagePipeline(ImagePipeline[R]):
             remark_no_guidance(request, complete.cfg_scale, rescales=False)
         remark_tiles(request)
         remark_mask(request.mask_image)
+        self.pictures.remark(request)
         if complete.controlnet_images:
             self.controlnets.remark(request, complete, len(self._run(complete, no_noise).timesteps))
 
@@ -220,13 +227,15 @@ class UNetImagePipeline(ImagePipeline[R]):
 
     @override
     def models_for(self, request: R) -> tuple[LoadedModel[Any], ...]:
-        return self.controlnets.in_use(self.models, request)
+        return self.pictures.in_use(self.controlnets.in_use(self.models, request), request)
 
     @override
     def draw_stage(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> Tensor:
+        seen = self.pictures.see(requests[0])
         networks: list[nn.Module] = [unet for unet, _ in self.denoisers(requests[0])]
         networks += dict.fromkeys(control.network for control in self.controlnets.controls(requests[0]))
-        return finite(lambda: self._denoise(requests, texts, monitor), networks, REMEDY)
+        networks += [] if seen is None else [seen.adapter]
+        return finite(lambda: self._denoise(requests, texts, seen, monitor), networks, REMEDY)
 
     @abstractmethod
     def clip_skips(self, request: R, *, negative: bool) -> tuple[int, ...]:
@@ -240,8 +249,17 @@ class UNetImagePipeline(ImagePipeline[R]):
         """Return the denoisers, each with the timestep below which it takes over, the first one first."""
         return ((self.denoiser, float("inf")),)
 
-    def _denoise(self, requests: Sequence[R], texts: Texts, monitor: Monitor) -> tuple[Tensor, str | None]:
-        """Return clean latents (B, C, h, w) and where they first were not finite, if so."""
+    def _denoise(
+        self, requests: Sequence[R], texts: Texts, seen: SeenPictures[IPAdapter] | None, monitor: Monitor
+    ) -> tuple[Tensor, str | None]:
+        """Return clean latents (B, C, h, w) and where they first were not finite, if so.
+
+        Args:
+            requests: what to draw.
+            texts: features of their texts.
+            seen: pictures as prompts, if any.
+            monitor: who is told about progress.
+        """
         request = requests[0]
         assert request.height is not None
         assert request.width is not None
@@ -252,12 +270,16 @@ class UNetImagePipeline(ImagePipeline[R]):
         latents, inpainting = self._start(requests, run, noise)
         rows = rows_of(self.texts_of(each) for each in requests)
         guides = self.controlnets.guides(request, len(run.timesteps))
+        index = [0 if text.negative else 1 for text in rows]
+        scale_without = self.conventions.scale_without_picture
+        pictures = None if seen is None else attention_to(seen, self.denoiser, index, scale_without=scale_without)
         stages = [
             Stage(
                 unet,
                 below,
                 tuple(self.row(unet, text, texts[text], request) for text in rows),
-                tuple(guides) if unet is self.denoiser else (),  # a refiner has no control networks
+                tuple(guides) if unet is self.denoiser else (),  # a refiner has no control networks, and no adapter
+                pictures if unet is self.denoiser else None,
             )
             for unet, below in self.denoisers(request)
         ]

@@ -33,6 +33,7 @@ class UNetConventions:
         norm_out_eps: epsilon of the decoder's last norm.
         long_prompts: what becomes of prompts that are longer than the text encoders read.
         skips_negative: whether the clip skip holds for the negative prompt too.
+        scale_without_picture: weight of an IP-Adapter where it sees no picture; None for that of the pictures.
         absent_negative: what a negative prompt becomes that is None or empty.
     """
 
@@ -52,6 +53,7 @@ class UNetConventions:
     norm_out_eps: float = 1e-6
     long_prompts: LongPrompts = "cut"
     skips_negative: bool = False
+    scale_without_picture: float | None = None
     absent_negative: Absent = "encoded"
 
     def guides(self, cfg_scale: float) -> bool:
@@ -94,6 +96,7 @@ DIFFSYNTH = UNetConventions(
     norm_out_eps=1e-5,
     long_prompts="blocks",
     skips_negative=True,
+    scale_without_picture=1.0,
 )
 DIFFUSERS = UNetConventions(
     name="diffusers",

@@ -12,6 +12,8 @@ from diffsynth.models.unet.condition import Condition, Plan, Rows
 from diffsynth.models.unet.control import ControlNet
 from diffsynth.models.unet.encoder import Encoder
 from diffsynth.models.unet.model import UNet
+from diffsynth.nn.attention import AttentionHook, plain_attention
+from diffsynth.nn.picture_attention import PictureAttention
 from diffsynth.pipelines.denoise import Predict
 from diffsynth.pipelines.guidance import Guidance
 from diffsynth.pipelines.inpaint import Inpainting
@@ -42,12 +44,14 @@ class Stage:
         below: it is asked at timesteps below this one, until the next stage's.
         rows: for every row it is run on.
         guides: the control networks that steer it.
+        pictures: with a row for each of ``rows``, what makes it attend to pictures; None without pictures.
     """
 
     unet: UNet
     below: float
     rows: tuple[Row, ...]
     guides: tuple[Guide, ...] = ()
+    pictures: PictureAttention | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class _Group:
     rows: Rows
     plan: Plan
     guides: tuple[PlannedGuide, ...]
+    attention: AttentionHook
 
 
 def predictor(
@@ -82,7 +87,7 @@ def predictor(
         found = torch.empty_like(rows, dtype=torch.float32)
         for group in groups:
             controls = steer(group.guides, rows[group.rows], step)
-            part = unet.denoise(images[group.rows], step, group.plan, controls=controls)
+            part = unet.denoise(images[group.rows], step, group.plan, controls=controls, attention=group.attention)
             found[group.rows] = part.float()
         parts = found.chunk(sides)
         negative = parts[0] if sides == 2 else None
@@ -103,7 +108,9 @@ def _groups(stage: Stage, timesteps: Sequence[float], sides: int) -> list[_Group
         of_prompts = [place for place, number in enumerate(numbers) if number >= prompts]
         guides = [_plan_guide(guide, rows, of_prompts, timesteps) for guide in stage.guides]
         plan = _plan(stage.unet, rows, timesteps)
-        groups.append(_Group(_as_slice(numbers), plan, tuple(guide for guide in guides if guide is not None)))
+        active = tuple(guide for guide in guides if guide is not None)
+        attention = plain_attention if stage.pictures is None else stage.pictures.rows(numbers)
+        groups.append(_Group(_as_slice(numbers), plan, active, attention))
     return groups
 
 

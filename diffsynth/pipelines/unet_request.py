@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.control_request import ControlRequest, check_choice
+from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
 from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ UNION_TYPES: Mapping[str, int] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetRequest(ControlRequest):
+class UNetRequest(ControlRequest, IPAdapterRequest):
     """Everything one image of a UNet depends on, besides what a family adds."""
 
     per_controlnet: ClassVar[Mapping[str, Any]] = MappingProxyType(

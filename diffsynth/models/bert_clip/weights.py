@@ -1,6 +1,6 @@
 """How the text tower of the bilingual CLIP is recognised and how its names become ours.
 
-The published file holds the tower under ``bert.`` and an image tower beside it, which stays unread.
+The published file holds the tower under ``bert.`` and an image tower beside it, the family ``clip_vision``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffsynth.models.hunyuan_dit.condition import BlockCondition, FinalCondition
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 from diffsynth.models.hunyuan_dit.rope import Rope
-from diffsynth.nn.attention import attend, split_heads
+from diffsynth.nn.attention import AttentionHook, attend, plain_attention, split_heads
 from diffsynth.nn.norm import LayerNormFloat32
 
 EPS = 1e-6
@@ -52,10 +52,15 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from image tokens, which have positions, to text tokens, which have none."""
+    """Attention from image tokens, which have positions, to text tokens, which have none.
+
+    Attributes:
+        name: where the layer lies in its network; the network sets it.
+    """
 
     def __init__(self, config: HunyuanDiTConfig) -> None:
         super().__init__()
+        self.name = ""
         self.heads = config.num_heads
         self.q = nn.Linear(config.hidden_size, config.hidden_size)
         self.kv = nn.Linear(config.text_dim, 2 * config.hidden_size)
@@ -68,7 +73,9 @@ class CrossAttention(nn.Module):
         keys, values = self.kv(text).chunk(2, dim=-1)
         return self.k_norm(split_heads(keys, self.heads)), split_heads(values, self.heads)
 
-    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor, rope: Rope) -> Tensor:
+    def forward(
+        self, tokens: Tensor, keys: Tensor, values: Tensor, rope: Rope, attention: AttentionHook = plain_attention
+    ) -> Tensor:
         """Fetch from the text.
 
         Args:
@@ -76,6 +83,7 @@ class CrossAttention(nn.Module):
             keys: (B, L, heads, head_dim), or one row for all images.
             values: as ``keys``.
             rope: positions of the N tokens.
+            attention: what mixes queries, keys and values.
 
         Returns:
             (B, N, D).
@@ -83,7 +91,7 @@ class CrossAttention(nn.Module):
         queries = rope.rotate(self.q_norm(split_heads(self.q(tokens), self.heads)))
         rows = len(tokens)
         fetched: Tensor = self.out(
-            attend(queries, keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)),
+            attention(self.name, queries, keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)),
         )
         return fetched
 
@@ -131,6 +139,7 @@ class Block(nn.Module):
         *,
         skip: Tensor | None = None,
         perturbed: bool = False,
+        attention: AttentionHook = plain_attention,
     ) -> Tensor:
         """Run the block.
 
@@ -140,6 +149,7 @@ class Block(nn.Module):
             rope: positions of the N tokens.
             skip: (B, N, D), the earlier block's output, for a block that takes it.
             perturbed: see `SelfAttention`.
+            attention: what mixes queries, keys and values of the text.
 
         Returns:
             (B, N, D).
@@ -148,7 +158,8 @@ class Block(nn.Module):
             tokens = self.skip_linear(self.skip_norm(torch.cat((tokens, skip), dim=-1)))
         shifted = self.norm1(tokens) + condition.shift[:, None]
         tokens = tokens + self.self_attn(shifted, rope, perturbed=perturbed)
-        tokens = tokens + self.cross_attn(self.norm_cross(tokens), condition.keys, condition.values, rope)
+        fetched = self.cross_attn(self.norm_cross(tokens), condition.keys, condition.values, rope, attention)
+        tokens = tokens + fetched
         mixed: Tensor = tokens + self.mlp(self.norm_mlp(tokens))
         return mixed
 

@@ -13,6 +13,7 @@ from diffsynth.models.hunyuan_dit.condition import Condition, FinalCondition, Pl
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 from diffsynth.models.hunyuan_dit.rope import Rope
 from diffsynth.models.hunyuan_dit.tiled import TokenGrid, TokenTiling
+from diffsynth.nn.attention import AttentionHook, plain_attention
 from diffsynth.nn.embeddings import unpatchify
 
 
@@ -31,6 +32,8 @@ class HunyuanDiT(Backbone):
     def __init__(self, config: HunyuanDiTConfig) -> None:
         middle = config.depth // 2
         super().__init__(config, [number > middle for number in range(config.depth)])
+        for number in range(config.depth):
+            self._block(number).cross_attn.name = f"blocks.{number}.cross_attn"
         self.final = FinalLayer(config)
 
     def forward(
@@ -92,6 +95,7 @@ class HunyuanDiT(Backbone):
         tile: TokenTiling | None = None,
         perturbed_blocks: frozenset[int] = frozenset(),
         controls: Mapping[int, Tensor] | None = None,
+        attention: AttentionHook = plain_attention,
     ) -> Tensor:
         """Predict the velocity at one step of a plan.
 
@@ -103,6 +107,7 @@ class HunyuanDiT(Backbone):
             perturbed_blocks: blocks in which a token sees itself only, for perturbed-attention guidance.
             controls: block number → (B, N, D), added to that block's output where a later block takes it as its
                 long skip.
+            attention: what mixes queries, keys and values in every attention to the text.
 
         Returns:
             (B, C, H, W), the velocity, in the dtype of ``latents``.
@@ -122,6 +127,7 @@ class HunyuanDiT(Backbone):
             tile=tile,
             perturbed_blocks=perturbed_blocks,
             controls=controls or {},
+            attention=attention,
         )
 
     @override
@@ -140,6 +146,7 @@ class HunyuanDiT(Backbone):
         tile: TokenTiling | None = None,
         perturbed_blocks: frozenset[int] = frozenset(),
         controls: Mapping[int, Tensor] | None = None,
+        attention: AttentionHook = plain_attention,
     ) -> Tensor:
         """Run the network on latents, given each block's part of the condition."""
         self._check_latents(latents, rope)
@@ -160,6 +167,7 @@ class HunyuanDiT(Backbone):
                 condition_of(number),
                 skip=kept.pop(self.config.depth - 1 - number, None),
                 perturbed=number in perturbed_blocks,
+                attention=attention,
             )
             if number in sources:
                 kept[number] = tokens + controls[number].to(tokens) if number in controls else tokens

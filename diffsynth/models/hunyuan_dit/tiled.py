@@ -12,6 +12,7 @@ from torch import Tensor
 from diffsynth.models.hunyuan_dit.blocks import Block
 from diffsynth.models.hunyuan_dit.condition import BlockCondition
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
+from diffsynth.nn.attention import AttentionHook, plain_attention
 from diffsynth.nn.tiling import Window, origins, tiled
 
 
@@ -67,12 +68,13 @@ class TokenGrid:
         *,
         skip: Tensor | None = None,
         perturbed: bool = False,
+        attention: AttentionHook = plain_attention,
     ) -> Tensor:
         """Run a block on (B, N, D) tokens; see `Block`."""
         if self.tile is None or self._window_rope is None:
-            whole: Tensor = block(tokens, condition, self.rope, skip=skip, perturbed=perturbed)
+            whole: Tensor = block(tokens, condition, self.rope, skip=skip, perturbed=perturbed, attention=attention)
             return whole
-        run = partial(block, condition=condition, rope=self._window_rope, perturbed=perturbed)
+        run = partial(block, condition=condition, rope=self._window_rope, perturbed=perturbed, attention=attention)
         return run_tiled(run, tokens, skip=skip, size=(self.rope.height, self.rope.width), tile=self.tile)
 
 

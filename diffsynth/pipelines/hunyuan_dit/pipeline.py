@@ -23,6 +23,7 @@ from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
 from diffsynth.models.hunyuan_dit.tiled import TokenTiling
+from diffsynth.models.hunyuan_dit_ip_adapter.model import HunyuanDiTIPAdapter
 from diffsynth.models.mt5.model import MT5Encoder
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.codec import ImageCodec, Tiles
@@ -33,9 +34,11 @@ from diffsynth.pipelines.hires import no_noise
 from diffsynth.pipelines.hunyuan_dit.control import hint_latents, misfit
 from diffsynth.pipelines.hunyuan_dit.conventions import Conventions, conventions_named
 from diffsynth.pipelines.hunyuan_dit.parts import check_fit, check_loaded
+from diffsynth.pipelines.hunyuan_dit.pictures import attention_to, choose_pictures
 from diffsynth.pipelines.hunyuan_dit.predict import Steering, predictor, with_rows
 from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder, clip_tokenizer_for, t5_tokenizer_for
 from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
+from diffsynth.pipelines.ip_adapter import PicturePrompts, SeenPictures
 from diffsynth.pipelines.latents import LatentPreview, Noise, region_mask
 from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.precision import finite
@@ -71,6 +74,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         latent_scale: latents of the autoencoder times this have unit variance; that of the SDXL autoencoder.
         loaded: the networks as the manager knows them, for recipes and to notice changed files.
         controlnets: the control networks among them.
+        pictures: the IP-Adapter and its image encoder among them, if any.
     """
 
     request_type: ClassVar[type[HunyuanDiTRequest]] = HunyuanDiTRequest
@@ -83,6 +87,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     latent_scale: float = 0.13025
     loaded: tuple[LoadedModel[Any], ...] = ()
     controlnets: ControlNets[HunyuanDiTControlNet] = field(default_factory=ControlNets)
+    pictures: PicturePrompts[HunyuanDiTIPAdapter] = field(default_factory=PicturePrompts)
 
     @classmethod
     def from_model_manager(
@@ -98,6 +103,8 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         beta_end: float | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
         t5_tokenizer: str | PathLike[str] | None = None,
+        ip_adapter: str | int | None = None,
+        image_encoder: str | int | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
 
@@ -113,6 +120,8 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             beta_end: last beta of the noise schedule; by default 0.03 for v1.0 and v1.1, 0.018 for v1.2.
             clip_tokenizer: vocab.txt or its folder; by default looked for near the text encoder's file.
             t5_tokenizer: spiece.model or its folder; by default looked for in and near the text encoder's file.
+            ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
+            image_encoder: which image encoder it reads with, likewise.
 
         Raises:
             ModelNotLoaded: a network is missing.
@@ -126,6 +135,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         mt5, autoencoder = manager.find(MT5Encoder, t5), manager.find(AutoencoderKL, vae)
         check_fit(dit, bert, mt5, autoencoder)
         controls = ControlNets.choose(manager, HunyuanDiTControlNet, controlnets, partial(misfit, dit))
+        pictures = choose_pictures(manager, dit, adapter=ip_adapter, encoder=image_encoder)
         if beta_end is None:
             beta_end = 0.03 if dit.config.size_conditioning else 0.018
         logger.info("%s is %s; noise schedule ends at beta %s", dit.path, dit.family.version(dit.config), beta_end)
@@ -141,8 +151,9 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             vae=autoencoder.module,
             conventions=chosen,
             beta_end=beta_end,
-            loaded=(dit, bert, mt5, autoencoder, *controls.loaded),
+            loaded=(dit, bert, mt5, autoencoder, *controls.loaded, *pictures.loaded),
             controlnets=controls,
+            pictures=pictures,
         )
 
     @property
@@ -152,7 +163,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
 
     @override
     def models_for(self, request: HunyuanDiTRequest) -> tuple[LoadedModel[Any], ...]:
-        return self.controlnets.in_use(self.loaded, request)
+        return self.pictures.in_use(self.controlnets.in_use(self.loaded, request), request)
 
     @property
     @override
@@ -179,6 +190,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     @override
     def fill_in(self, request: HunyuanDiTRequest) -> HunyuanDiTRequest:
         conventions = self.conventions
+        self.pictures.check(request)
         height, width = self._size(*request.wanted_size(1024), binning=request.resolution_binning)
         return replace(
             self.controlnets.complete(request),
@@ -206,6 +218,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         if not self.conventions.guides(complete.cfg_scale):
             remark_no_guidance(request, complete.cfg_scale, rescales=bool(request.perturbed_attention_scale))
         remark_tiles(request)
+        self.pictures.remark(request)
         if complete.controlnet_images:
             self.controlnets.remark(request, complete, len(self._run(complete, no_noise).timesteps))
 
@@ -248,11 +261,19 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
         distinct = sorted(set(wanted))
         features = TextFeatures.cat([texts[text] for text in distinct])
         rows = [distinct.index(text) for text in wanted]
-        networks = (self.denoiser, *(control.network for control in self.controlnets.controls(requests[0])))
-        return finite(lambda: self._denoise(requests, features, rows, monitor), networks, REMEDY)
+        seen = self.pictures.see(requests[0], squashed=True)
+        networks: list[nn.Module] = [self.denoiser]
+        networks += [control.network for control in self.controlnets.controls(requests[0])]
+        networks += [] if seen is None else [seen.adapter]
+        return finite(lambda: self._denoise(requests, features, rows, seen, monitor), networks, REMEDY)
 
     def _denoise(
-        self, requests: Sequence[HunyuanDiTRequest], features: TextFeatures, rows: list[int], monitor: Monitor
+        self,
+        requests: Sequence[HunyuanDiTRequest],
+        features: TextFeatures,
+        rows: list[int],
+        seen: SeenPictures[HunyuanDiTIPAdapter] | None,
+        monitor: Monitor,
     ) -> tuple[Tensor, str | None]:
         """Return clean latents (B, C, h, w) and where they first were not finite, if so.
 
@@ -260,6 +281,7 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             requests: what to draw.
             features: of every distinct text.
             rows: for every row the denoiser is run on, its text among them.
+            seen: pictures as prompts, if any.
             monitor: who is told about progress.
         """
         request, config = requests[0], self.denoiser.config
@@ -285,6 +307,10 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
             self.denoiser.plan(run.timesteps, self._condition(self.denoiser, features, request), rope), rows
         )
         steering = self._steering(run.timesteps, features, rope, requests, rows, noise)
+        if seen is not None:
+            negative = len(requests) if self._guided(request) else 0
+            index = [0] * negative + [1] * (len(rows) - negative)
+            steering = replace(steering, pictures=attention_to(seen, self.denoiser, index))
         predict = predictor(self.denoiser, plan, self._guidance(request, height, width), len(requests), steering)
         on_step = monitor.on_step(run.timesteps, LatentPreview(self.vae, self.latent_scale))
         latents, good = denoise(predict, latents, run, progress=monitor.progress, on_step=on_step)

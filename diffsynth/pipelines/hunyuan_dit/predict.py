@@ -11,6 +11,8 @@ from diffsynth.models.hunyuan_dit.condition import BlockPlan, ControlPlan, Plan
 from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.tiled import TokenTiling
+from diffsynth.nn.attention import AttentionHook, plain_attention
+from diffsynth.nn.picture_attention import PictureAttention
 from diffsynth.pipelines.control import Control
 from diffsynth.pipelines.denoise import Predict
 from diffsynth.pipelines.guidance import Guidance
@@ -23,15 +25,17 @@ PERTURBED_BLOCKS = frozenset({1, *range(10, 20)})
 
 @dataclass(frozen=True)
 class Steering:
-    """Control networks that are ready for the denoising loop of some images.
+    """What steers the denoiser in the loop of some images, with the rows of its plan.
 
     Args:
-        parts: each network's settings and plan, with the rows of the denoiser's plan.
+        parts: each control network's settings and plan.
         tile: as the denoiser is tiled.
+        pictures: makes it attend to pictures; None without any.
     """
 
     parts: tuple[tuple[Control[HunyuanDiTControlNet], ControlPlan], ...] = ()
     tile: TokenTiling | None = None
+    pictures: PictureAttention | None = None
 
     def at(self, latents: Tensor, step: int) -> dict[int, Tensor]:
         """Return what all networks that act at a step add to the long skips, block number → (B, N, D).
@@ -70,16 +74,26 @@ def predictor(denoiser: HunyuanDiT, plan: Plan, guidance: Guidance, count: int, 
     prompts = slice(first * count, (first + 1) * count)
     prompts_only = plan.rows(prompts)
     perturbed_blocks = PERTURBED_BLOCKS.intersection(range(denoiser.config.depth))
+    pictures = steering.pictures
+    attention: AttentionHook = pictures or plain_attention
+    own_attention: AttentionHook = pictures.rows(range(len(plan))[prompts]) if pictures else plain_attention
 
     def predict(latents: Tensor, step: int) -> Tensor:
         every = latents.repeat(sides, 1, 1, 1)
         controls = steering.at(every, step)
-        parts = denoiser.denoise(every, step, plan, tile=tile, controls=controls).float().chunk(sides)
+        found = denoiser.denoise(every, step, plan, tile=tile, controls=controls, attention=attention)
+        parts = found.float().chunk(sides)
         perturbed = None
         if guidance.perturbed_scale > 0:
             own = {number: control[prompts] for number, control in controls.items()}
             perturbed = denoiser.denoise(
-                latents, step, prompts_only, tile=tile, perturbed_blocks=perturbed_blocks, controls=own
+                latents,
+                step,
+                prompts_only,
+                tile=tile,
+                perturbed_blocks=perturbed_blocks,
+                controls=own,
+                attention=own_attention,
             )
         return guidance.combine(
             parts[first],

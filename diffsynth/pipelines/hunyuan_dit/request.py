@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.control_request import ControlRequest
+from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
 from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanDiTRequest(ControlRequest):
+class HunyuanDiTRequest(ControlRequest, IPAdapterRequest):
     """Everything one HunyuanDiT image depends on."""
 
     local_prompts: tuple[str, ...] = setting((), "Prompts for parts of the image.")

@@ -20,6 +20,7 @@ from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_control import UNetControlNets, misfit
 from diffsynth.pipelines.unet_conventions import choose
 from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
+from diffsynth.pipelines.unet_pictures import choose_pictures
 from diffsynth.pipelines.unet_predict import Row
 
 LATENT_SCALE = 0.18215  # no file tells it; that of SDXL's autoencoder, which has the same structure, differs
@@ -46,6 +47,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
         controlnets: Sequence[str | int] | None = None,
+        ip_adapter: str | int | None = None,
+        image_encoder: str | int | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
 
@@ -60,6 +63,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoder's file.
             controlnets: which control networks, likewise, in the order of the settings that are meant for them; by
                 default all loaded ones that fit.
+            ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
+            image_encoder: which image encoder it reads with, likewise.
 
         Raises:
             ModelNotLoaded: a network is missing.
@@ -72,6 +77,7 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
         tokenizer = tokenizer_for(text, clip_tokenizer)
         predicts = prediction_of([unet], prediction)
         nets = UNetControlNets.choose(manager, ControlNet, controlnets, misfit(unet, autoencoder))
+        pictures = choose_pictures(manager, unet, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=unet.module,
             readers=(ClipReader(name="the text encoder", encoder=text.module, tokenizer=tokenizer),),
@@ -80,7 +86,8 @@ class SDImagePipeline(UNetImagePipeline[SDRequest]):
             prediction=predicts,
             zero_terminal_snr=zero_snr_of(unet, zero_terminal_snr, predicts),
             controlnets=nets,
-            loaded=(unet, text, autoencoder, *dict.fromkeys(nets.loaded)),
+            pictures=pictures,
+            loaded=(unet, text, autoencoder, *dict.fromkeys(nets.loaded), *pictures.loaded),
         )
 
     @override

@@ -23,6 +23,7 @@ from diffsynth.pipelines.unet import Features, Text, UNetImagePipeline
 from diffsynth.pipelines.unet_control import UNetControlNets, misfit
 from diffsynth.pipelines.unet_conventions import choose
 from diffsynth.pipelines.unet_parts import prediction_of, zero_snr_of
+from diffsynth.pipelines.unet_pictures import choose_pictures
 from diffsynth.pipelines.unet_predict import Row
 from diffsynth.schedulers.betas import TRAIN_TIMESTEPS
 
@@ -62,6 +63,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
         zero_terminal_snr: bool | None = None,
         clip_tokenizer: str | PathLike[str] | None = None,
         controlnets: Sequence[str | int] | None = None,
+        ip_adapter: str | int | None = None,
+        image_encoder: str | int | None = None,
     ) -> Self:
         """Wire loaded networks into a pipeline.
 
@@ -80,6 +83,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             clip_tokenizer: vocab.json or its folder; by default looked for near the text encoders' files.
             controlnets: which control networks, likewise, in the order of the settings that are meant for them; by
                 default all loaded ones that fit. A union network may be named once for each picture it is shown.
+            ip_adapter: which IP-Adapter takes pictures as prompts; by default the loaded one that fits, if any.
+            image_encoder: which image encoder it reads with, likewise.
 
         Raises:
             ModelNotLoaded: a network is missing.
@@ -109,6 +114,7 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
         denoisers = [entry for entry in (parts.denoiser, parts.refiner) if entry is not None]
         predicts = prediction_of(denoisers, prediction)
         nets = UNetControlNets.choose(manager, ControlNet, controlnets, misfit(parts.denoiser, parts.vae))
+        pictures = choose_pictures(manager, parts.denoiser, adapter=ip_adapter, encoder=image_encoder)
         return cls(
             denoiser=parts.denoiser.module,
             readers=readers,
@@ -118,7 +124,8 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             zero_terminal_snr=zero_snr_of(parts.denoiser, zero_terminal_snr, predicts),
             refiner=None if parts.refiner is None else parts.refiner.module,
             controlnets=nets,
-            loaded=(*parts.all, *dict.fromkeys(nets.loaded)),
+            pictures=pictures,
+            loaded=(*parts.all, *dict.fromkeys(nets.loaded), *pictures.loaded),
         )
 
     @override
