@@ -74,6 +74,4 @@ def scenes(
     anywhere: bool = False,
 ) -> Scenes:
     """Return the data set; the settings are those of `Scenes`."""
-    return Scenes(
-        count, objects=objects, held_out=held_out, wordings=wordings, seed=seed, anywhere=anywhere
-    )
+    return Scenes(count, objects=objects, held_out=held_out, wordings=wordings, seed=seed, anywhere=anywhere)

@@ -1,6 +1,6 @@
 """Measure whether a control network decides where an object stands: drawings with it and without it.
 
-    python -m examples.emoji_painter.placement --model models/HunyuanDiT-Emoji --control models/HunyuanDiT-Emoji-ControlNet
+    python -m examples.emoji_painter.placement --model models/HunyuanDiT-Emoji --control FILE
 
 The outlines are of objects and colours that were never drawn together in training, in sizes and places off the grid
 that the model has learnt; prompts do not tell the place. Writes placement.json and placement.png. Seeds are fixed.
@@ -64,13 +64,10 @@ def scenes(count: int) -> list[Scene]:
 
 def draw(pipe: HunyuanDiTImagePipeline, scene: Scene, prompt: str, number: int, scale: float | None) -> Image.Image:
     """Draw a prompt, guided by a scene's edges at a scale, or without them."""
-    control: dict[str, Any] = {}
+    settings: dict[str, Any] = {"height": SIDE, "width": SIDE, "cfg_scale": CFG_SCALE, "num_inference_steps": 20}
     if scale is not None:
-        control = {
-            "controlnet_images": scene.draw(), "controlnet_scales": scale, "controlnet_processors": "canny"
-        }  # fmt: skip
-    settings = {"height": SIDE, "width": SIDE, "cfg_scale": CFG_SCALE, "num_inference_steps": 20}
-    image: Image.Image = pipe(prompt, seed=FIRST_SEED + number, **settings, **control)
+        settings |= {"controlnet_images": scene.draw(), "controlnet_scales": scale, "controlnet_processors": "canny"}
+    image: Image.Image = pipe(prompt, seed=FIRST_SEED + number, **settings)
     return image
 
 
@@ -91,7 +88,9 @@ def figures(wanted: Sequence[Scene], drawn: Sequence[Image.Image]) -> dict[str, 
     return {"count": len(wanted), **percent, "middle distance": round(distances[len(distances) // 2], 1)}
 
 
-def evaluate(pipe: HunyuanDiTImagePipeline, count: int = SCENES, scale: float = 1.0) -> tuple[dict[str, Any], Image.Image]:
+def evaluate(
+    pipe: HunyuanDiTImagePipeline, count: int = SCENES, scale: float = 1.0
+) -> tuple[dict[str, Any], Image.Image]:
     """Return the figures, and a sheet: outlines above drawings with control above drawings without it."""
     wanted, rng = scenes(count), Random(11)
     prompts = [caption(scene, LANGUAGES[number % 2], rng, complete=True) for number, scene in enumerate(wanted)]

@@ -61,9 +61,8 @@ class HunyuanDiT(Backbone):
         """
         condition = self.encode_condition(text, image_meta_size)
         modulation = self._modulation(timestep, condition)
-        return self._run(
-            latents, rope, self._condition_of(modulation, condition), self.final.condition(modulation), controls=controls
-        )
+        blocks, final = self._condition_of(modulation, condition), self.final.condition(modulation)
+        return self._run(latents, rope, blocks, final, controls=controls)
 
     def plan(self, timesteps: Sequence[float], condition: Condition, rope: Rope) -> Plan:
         """Compute everything that stays the same over a denoising loop.
