@@ -71,7 +71,7 @@ def draw(pipe: HunyuanDiTImagePipeline, scene: Scene, prompt: str, number: int, 
     return image
 
 
-def figures(wanted: Sequence[Scene], drawn: Sequence[Image.Image]) -> dict[str, float]:
+def figures(wanted: Sequence[Scene], drawn: Sequence[Image.Image]) -> dict[str, float | None]:
     """Return how many of the drawings have their object in its place, of its size, and are what was asked for."""
     shares = {"place": 0, "size": 0, "object": 0, "background": 0}
     distances = []
@@ -83,9 +83,9 @@ def figures(wanted: Sequence[Scene], drawn: Sequence[Image.Image]) -> dict[str, 
         shares["size"] += abs(found.side - outline.side) <= NEAR
         shares["object"] += seen is not None and seen.thing == scene.things[0]
         shares["background"] += color_of(image) == scene.color
-    distances.sort()
+    middle = sorted(distances)[len(distances) // 2]
     percent = {name: round(100 * value / len(wanted), 1) for name, value in shares.items()}
-    return {"count": len(wanted), **percent, "middle distance": round(distances[len(distances) // 2], 1)}
+    return {"count": len(wanted), **percent, "middle distance": round(middle, 1) if math.isfinite(middle) else None}
 
 
 def evaluate(
