@@ -30,7 +30,7 @@ REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 BUNDLED = "HunyuanDiT-Emoji"
 ARGUMENTS = {
-    "lora_new_object.py": ["--pictures", "8", "--steps", "2"],
+    "lora_new_object.py": ["--known", "2", "--steps", "2"],
     "random_models.py": ["random"],
     "random_stable_diffusion.py": ["random"],
 }
