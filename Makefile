@@ -12,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: image test full-size benchmark clean
+.PHONY: image test soak full-size benchmark clean
 
 image: $(VENV)/.installed
 	$(BIN)/python examples/contact_sheet.py --output image.png
@@ -22,6 +22,10 @@ test: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Downloads and batches that are killed five hundred times each.
+soak: $(VENV)/.tools
+	DIFFSYNTH_TEST_KILLS=500 $(BIN)/python -m pytest tests/batch/test_kills.py tests/hub/test_processes.py
 
 full-size: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.full_size

@@ -38,6 +38,12 @@ COLORS = {  # English and Chinese name, RGB: the backgrounds that the base knows
 }  # fmt: skip
 ENGLISH = ("a traffic light on a {} background", "traffic light, {} background", "a traffic light, {} background")
 CHINESE = ("一个红绿灯，{}背景", "{}背景上的一个红绿灯")
+KNOWN = (
+    ("a fox", "一只狐狸"), ("an apple", "一个苹果"), ("a car", "一辆汽车"), ("a penguin", "一只企鹅"),
+    ("a cake", "一个蛋糕"), ("a robot", "一个机器人"), ("a tulip", "一朵郁金香"), ("an owl", "一只猫头鹰"),
+    ("a rocket", "一枚火箭"), ("a banana", "一根香蕉"), ("a crown", "一顶皇冠"), ("a lion", "一头狮子"),
+    ("a snowman", "一个雪人"),
+)  # fmt: skip
 PROMPTS = (
     "a traffic light on a blue background",
     "traffic light, pink background",
@@ -46,28 +52,45 @@ PROMPTS = (
     "a panda on a blue background",
     "一朵玫瑰，黄色背景",
 )
-SHOWN = ("a traffic light, blue", "traffic light, pink", "一个红绿灯, green", "a traffic light, white", "a panda, blue",
-         "一朵玫瑰, yellow")  # fmt: skip
+SHOWN = ("a traffic light, blue", "traffic light, pink", "Chinese, green", "a traffic light, white", "a panda, blue",
+         "Chinese: a rose, yellow")  # fmt: skip
 
 
-class TrafficLights:
-    """Traffic lights of two sizes on a grid of places, as the base has seen other objects; told in both languages."""
+class Lessons:
+    """Traffic lights, and after every two of them something that the base drew itself, so that it forgets nothing.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    Traffic lights have two sizes and stand on a grid of places, as the base has seen other objects.
+    """
+
+    def __init__(self, known: Sequence[Example]) -> None:
+        self.known = known
 
     def __len__(self) -> int:
-        return self.count
+        return 3 * len(self.known)
 
     def __getitem__(self, index: int, rng: Random, /) -> Example:
-        """Draw one."""
-        name = list(COLORS)[index % len(COLORS)]
+        """Return one."""
+        if index % 3 == 2:
+            return self.known[index // 3]
+        name = rng.choice(list(COLORS))
         chinese, rgb = COLORS[name]
         height = rng.choice((72, 96))
         left, down = (16 * rng.randint(-1, 1) for _ in "xy")
         image = Image.new("RGB", (SIDE, SIDE), rgb)
         draw_light(image, SIDE // 2 + left, SIDE // 2 + (down if height < 96 else 0), height)
         return Example(image, (rng.choice(ENGLISH).format(name), rng.choice(CHINESE).format(chinese)))
+
+
+def known_things(pipe: HunyuanDiTImagePipeline, count: int) -> list[Example]:
+    """Have the base draw things that it knows, the languages by turns."""
+    colors = [(name, chinese) for name, (chinese, _) in COLORS.items()]
+    prompts = []
+    for number in range(count):
+        thing, chinese_thing = KNOWN[number % len(KNOWN)]
+        name, chinese = colors[(number // len(KNOWN) + number) % len(colors)]
+        prompts.append(f"{chinese_thing}，{chinese}背景" if number % 2 else f"{thing} on a {name} background")
+    images = draw(pipe, prompts, seed=1000)
+    return [Example(image, (prompt,)) for image, prompt in zip(images, prompts, strict=True)]
 
 
 def draw_light(image: Image.Image, x: int, y: int, height: int) -> None:
@@ -88,7 +111,7 @@ def draw_light(image: Image.Image, x: int, y: int, height: int) -> None:
     image.paste(small, (x - width // 2, y - height // 2), small)
 
 
-def teach(files: Sequence[Path], pictures: int, steps: int) -> Path:
+def teach(files: Sequence[Path], known: Sequence[Example], steps: int) -> Path:
     """Train a LoRA of rank 16 on the attentions of the base; return its folder."""
     by_name = {path.parent.name: str(path) for path in files}
     config = TrainingConfig(
@@ -108,13 +131,13 @@ def teach(files: Sequence[Path], pictures: int, steps: int) -> Path:
         record=RecordConfig(checkpoint_every=50, sample_every=0),
         seed=1,
     )
-    return train(config, TrafficLights(pictures), folder="traffic_light", on_step=print)
+    return train(config, Lessons(known), folder="traffic_light", on_step=print)
 
 
-def draw(pipe: HunyuanDiTImagePipeline) -> list[Image.Image]:
-    """Draw all prompts, each with the same seed every time."""
+def draw(pipe: HunyuanDiTImagePipeline, prompts: Sequence[str] = PROMPTS, seed: int = 5) -> list[Image.Image]:
+    """Draw prompts, each with the same seed every time."""
     return list(
-        pipe(list(PROMPTS), cfg_scale=2.5, num_inference_steps=20, height=SIDE, width=SIDE, seed=5, batch_size=6)
+        pipe(list(prompts), cfg_scale=2.5, num_inference_steps=20, height=SIDE, width=SIDE, seed=seed, batch_size=8)
     )
 
 
@@ -136,14 +159,14 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Teach the small model a new object.")
     parser.add_argument("-o", "--output", type=Path, default=Path("lora_new_object.png"))
-    parser.add_argument("--pictures", type=int, default=320, help="how many there are to learn from")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--known", type=int, default=78, help="pictures that the base draws to learn from")
+    parser.add_argument("--steps", type=int, default=400)
     chosen = parser.parse_args()
     files = download_models([BASE])
     manager = ModelManager(torch.float32, device="cpu", file_path_list=files)
     pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
     rows = {"before": draw(pipe)}
-    lora = manager.load_lora(teach(files, chosen.pictures, chosen.steps))
+    lora = manager.load_lora(teach(files, known_things(pipe, chosen.known), chosen.steps))
     rows["after"] = draw(pipe)
     lora.scale = 0.5
     rows["half strength"] = draw(pipe)

@@ -69,9 +69,9 @@ RELEASES = {
     "sd15-inpainting": _parts(replace(SD, in_channels=9), SD_TEXT),
     "sdxl": _parts(XL, XL_TEXT, XL_TEXT_2),
     "sdxl-refiner": _parts(REFINER, REFINER_TEXT),
-    "sd15-controlnet": (Part(unet.CONTROL, SD_CONTROL, "control_model.", "ldm", "controlnet"),),
-    "sdxl-controlnet": (Part(unet.CONTROL, replace(XL_UNION, types=0), "", "diffusers", "controlnet"),),
-    "sdxl-union": (Part(unet.CONTROL, XL_UNION, "", "diffusers", "controlnet"),),
+    "sd15-controlnet": (Part(unet.CONTROLNET_FAMILY, SD_CONTROL, "control_model.", "ldm", "controlnet"),),
+    "sdxl-controlnet": (Part(unet.CONTROLNET_FAMILY, replace(XL_UNION, types=0), "", "diffusers", "controlnet"),),
+    "sdxl-union": (Part(unet.CONTROLNET_FAMILY, XL_UNION, "", "diffusers", "controlnet"),),
 }
 
 

@@ -30,7 +30,7 @@ REPO = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 BUNDLED = "HunyuanDiT-Emoji"
 ARGUMENTS = {
-    "lora_new_object.py": ["--pictures", "8", "--steps", "2"],
+    "lora_new_object.py": ["--known", "2", "--steps", "2"],
     "random_models.py": ["random"],
     "random_stable_diffusion.py": ["random"],
 }
@@ -93,6 +93,7 @@ def folder(hub: Hub, published: Path, tmp_path_factory: pytest.TempPathFactory) 
     root = tmp_path_factory.mktemp("documents")
     for _, text in blocks("toml"):
         (root / text.splitlines()[0].removeprefix("# ")).write_text(smaller(text), "utf-8")
+    (root / "jobs.jsonl").write_text("".join(text for _, text in blocks("json")), "utf-8")
     write_pictures(root / "pictures")
     for name in ("pose", "depth"):
         Image.linear_gradient("L").save(root / f"{name}.png")
@@ -200,7 +201,11 @@ def test_an_example_is_one_idea_in_few_lines() -> None:
 )
 def test_commands_of_the_readme_run(line: str) -> None:
     skip_without_its_model(line)
-    small = [] if "--like" in line or "generate" not in line else ["--height", "64", "--width", "64", "--steps", "2"]
+    small = (
+        []
+        if "--like" in line or not re.match("diffsynth (generate|batch)", line)
+        else ["--height", "64", "--width", "64", "--steps", "2"]
+    )
 
     program, *arguments = shlex.split(line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -289,7 +290,8 @@ def test_the_denoiser_computes_the_same_from_every_layout(tmp_path: Path) -> Non
         ):
             path = tmp_path / f"{config.size_conditioning}{number}.safetensors"
             save_file(saved_as(state, torch.float32), path)
-            assert torch.equal(velocity(load(path).module), expected)
+            # A copy, since on some processors a product depends on where in memory its numbers lie.
+            assert torch.equal(velocity(deepcopy(load(path).module)), expected)
 
 
 @pytest.mark.parametrize("forgotten", ["swap_norms", "swap_halves"])

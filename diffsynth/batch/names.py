@@ -14,6 +14,7 @@ from diffsynth.errors import InvalidRequest, printable
 USUAL = "{index:06d}-{seed}.png"
 OWN = ("index", "row", "key", "prompt", "seed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+UNPRINTABLE = re.compile(r"[\x00-\x1f]|^[A-Za-z]:")
 LONGEST = 255  # bytes of a name, on nearly every file system
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')
 
@@ -76,11 +77,12 @@ def checked(name: str) -> str:
     Raises:
         InvalidRequest: it leads out of the folder, or cannot be a file's.
     """
-    path = PurePosixPath(name.replace(os.sep, "/"))
-    if path.is_absolute() or ".." in path.parts or not path.name or re.search(r"[\x00-\x1f]|^[A-Za-z]:", name):
+    path = name.replace(os.sep, "/")
+    parts = [part for part in path.split("/") if part != "."]
+    if not all(parts) or ".." in parts or UNPRINTABLE.search(name):
         raise InvalidRequest(f"the name {printable(name)!r} must stay inside the output folder.")
-    if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+    if len(path) > LONGEST // 4 and any(len(os.fsencode(part)) > LONGEST for part in parts):
         raise InvalidRequest(f"the name {printable(name)!r} has a part of more than {LONGEST} bytes.")
-    if path.name.startswith(".") or path.match("ledger*.jsonl"):
+    if parts[-1].startswith(".") or parts[-1].endswith(".jsonl"):
         raise InvalidRequest(f"the name {printable(name)!r} is one that runs use themselves.")
-    return path.as_posix()
+    return "/".join(parts)

@@ -41,6 +41,9 @@ def batch(
     ledger: Annotated[str | None, typer.Option(help="Name of the ledger: ledger-NAME.jsonl.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is finished, and compare hashes.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed three times.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Draw one batch, and say what the job costs.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="With --dry-run: time on so many devices.")] = None,
+    tflops: Annotated[float | None, typer.Option(help="What one of them sustains; as measured by default.")] = None,
     verbose: Verbose = False,
     debug: Debug = False,
     **more: Any,
@@ -57,6 +60,10 @@ def batch(
     from diffsynth.batch.run import LEDGER, all_units
 
     part = Shard.parse(shard) if shard else None
+    if (gpus or tflops) and not dry_run:
+        raise InvalidRequest("--gpus and --tflops go with --dry-run.")
+    if tflops is not None and not 0 < tflops < 1e6:
+        raise InvalidRequest(f"--tflops is above 0, such as 150, not {tflops}.")
     sweeps = dict(_sweep(text) for text in sweep or [])
     if exact and batch_size not in (None, 1):
         raise InvalidRequest("--exact and --batch-size contradict each other; give one of them.")
@@ -65,6 +72,9 @@ def batch(
     )
     pipe = choice.pipeline()
     plan = make_plan(pipe, entries, names=names or USUAL, batch_size=1 if exact else batch_size)
+    if dry_run:
+        print("\n".join(costs(pipe, plan, gpus, tflops)))
+        return 0
     line = _Line()
     try:
         with stopping() as stop:
@@ -100,6 +110,33 @@ def _summary(progress: Progress, output: str) -> str:
     if progress.aside:
         facts.append(f"{progress.aside} set aside after three failures (--retry-failed)")
     return f"{printable(output, 300)}: {', '.join(facts)}"
+
+
+def costs(pipe: Any, plan: Any, gpus: int | None, tflops: float | None) -> list[str]:
+    """Return what a job costs, in lines; one batch of it is drawn for the time."""
+    from diffsynth.batch.cost import Estimate
+
+    estimate = Estimate(pipe, plan)
+    images = len(plan.items)
+    seconds, rate = estimate.measure()
+    lines = [
+        f"images      {images}, and {plan.entries - images} that are the same as others",
+        f"texts       {estimate.texts} distinct",
+        f"groups      {len(plan.groups)}, in {len(plan.units)} units",
+        f"operations  {estimate.operations / 1e12:.4g} TFLOP, {100 * estimate.decoding:.1f} % of it decoding",
+        f"weights     {estimate.weights / 1e9:.3g} GB",
+        f"sample      the first batch took {seconds:.3g} s: {rate / 1e12:.3g} TFLOP/s",
+        f"time        {duration(estimate.operations / rate)} here, without reading the texts",
+    ]
+    if gpus or tflops:
+        sustained, source = (tflops * 1e12, "as given") if tflops else (rate, "as measured here")
+        whole = estimate.operations / sustained
+        lines += [
+            f"devices     {gpus or 1} of {sustained / 1e12:.3g} TFLOP/s, {source}",
+            f"            {whole / max(images, 1):.3g} s an image, {duration(whole / (gpus or 1))} in all, "
+            f"{whole / 3600:.3g} device-hours, {images * (gpus or 1) / whole:.3g} images a second",
+        ]
+    return lines
 
 
 class _Line:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from diffsynth.training.dataset import Dataset, Example, ImageFolder
-    from diffsynth.training.kinds import AutoencoderJob, DenoiserJob, LoRAConfig, UNetJob
+    from diffsynth.training.kinds import AutoencoderJob, ControlConfig, DenoiserJob, LoRAConfig, UNetJob
     from diffsynth.training.run import train
     from diffsynth.training.toml import read_config
 
 __all__ = [
     "AutoencoderJob",
+    "ControlConfig",
     "DataConfig",
     "Dataset",
     "DenoiserJob",
@@ -40,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "AutoencoderJob": "kinds",
+    "ControlConfig": "kinds",
     "DataConfig": "config",
     "Dataset": "dataset",
     "DenoiserJob": "kinds",

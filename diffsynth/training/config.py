@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from diffsynth.errors import InvalidRequest
-from diffsynth.training.kinds import AutoencoderJob, DenoiserJob, LoRAConfig, UNetJob
+from diffsynth.training.kinds import AutoencoderJob, ControlConfig, DenoiserJob, LoRAConfig, UNetJob
 from diffsynth.training.settings import checked_values, number, plain
 
 
@@ -131,6 +131,7 @@ class TrainingConfig:
         denoiser: the job, if it is this one: a HunyuanDiT.
         unet: the job, if it is this one: Stable Diffusion or SDXL.
         lora: has a LoRA of the denoiser learn in its place.
+        control: has a control network beside the denoiser learn in its place.
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
         record: see `RecordConfig`.
@@ -147,6 +148,7 @@ class TrainingConfig:
     denoiser: DenoiserJob | None = None
     unet: UNetJob | None = None
     lora: LoRAConfig | None = None
+    control: ControlConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     record: RecordConfig = RecordConfig()
     seed: int = 0
@@ -175,8 +177,11 @@ def _contradictions(config: TrainingConfig) -> list[str]:
         problems.append("give either [autoencoder], [denoiser] or [unet], which says what is trained")
     if config.unet is not None and config.lora is None:
         problems.append("unet: is the base of a LoRA; give [lora] too")
-    if config.lora is not None:
-        problems += _problems_of_base(config)
+    if config.lora is not None and config.control is not None:
+        problems.append("give either [lora] or [control]")
+    for name in ("lora", "control"):
+        if getattr(config, name) is not None:
+            problems += _problems_of_base(config, name)
     if config.autoencoder is not None and config.autoencoder.crop > config.data.size:
         problems.append(f"autoencoder.crop: {config.autoencoder.crop} is larger than data.size {config.data.size}")
     if config.denoiser is not None and config.denoiser.beta_start > config.denoiser.beta_end:
@@ -188,13 +193,15 @@ def _contradictions(config: TrainingConfig) -> list[str]:
     return problems
 
 
-def _problems_of_base(config: TrainingConfig) -> list[str]:
+def _problems_of_base(config: TrainingConfig, name: str) -> list[str]:
     """Return why what is trained cannot be the base of something smaller, which stays as it is."""
     problems, base = [], config.denoiser
     if config.autoencoder is not None:
-        problems.append("lora: changes a denoiser; give [denoiser] or [unet] in the place of [autoencoder]")
+        problems.append(f"{name}: needs a denoiser; give [denoiser] in the place of [autoencoder]")
+    if name == "control" and config.unet is not None:
+        problems.append("control: is trained for HunyuanDiT only; give [denoiser] in the place of [unet]")
     if base is not None and base.train_text_encoders:
-        problems.append("denoiser.train_text_encoders: must be false under a LoRA, whose base stays as it is")
+        problems.append(f"denoiser.train_text_encoders: must be false with [{name}], whose base stays as it is")
     if base is not None and not isinstance(base.network, str):
-        problems.append("denoiser.network: must be the file of a trained network, the base of the LoRA")
+        problems.append(f"denoiser.network: must be the file of a trained network, the base of [{name}]")
     return problems

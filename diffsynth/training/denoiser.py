@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsynth.pipelines.latents import pixels_to_images
-from diffsynth.training.buckets import BatchOrder, Frame
+from diffsynth.training.buckets import BatchOrder, Frame, Shape
 from diffsynth.training.config import TrainingConfig
 from diffsynth.training.ensemble import Ensemble, Student
 from diffsynth.training.job import Samples
@@ -54,14 +54,16 @@ class DenoiserTraining:
         self.precision = config.precision
         pictures.check_sides(ensemble.multiple)
         if config.checkpoint_activations:
-            checkpoint_activations(ensemble.denoiser, ensemble.blocks)
+            for module in {ensemble.denoiser, *student.networks.values()}:
+                checkpoint_activations(module, ensemble.blocks)
         for module in self._modules().values():
             module.to(device)
         order = BatchOrder(pictures.trained, config.schedule.batch_size, config.seed)
         load, workers = pictures.batch, 0 if pictures.kept else config.data.workers
         if job.cache and pictures.fixed:
             digest = ensemble.digest("autoencoder")
-            load, workers = LatentStore(ensemble.vae, digest, pictures, config.precision, device, cache).batch, 0
+            store = LatentStore(ensemble.vae, digest, pictures, config.precision, device, cache, student.hint)
+            load, workers = store.batch, 0
         if job.cache:
             texts = ["", *job.sample_prompts, *(text for texts in pictures.texts for text in texts)]
             ensemble.keep(texts, device, config.data.memory)
@@ -94,14 +96,11 @@ class DenoiserTraining:
         objective = self.ensemble.objective
         texts = choose_texts(batch.texts, self.job.dropout, generator)
         levels = objective.draw(len(batch.numbers), generator)
-        clean = batch.pixels.to(self.device)
-        if not clean.is_floating_point():
-            clean = encode(self.ensemble.vae, clean, self.precision)
-        clean = clean * self.ensemble.latent_scale
+        clean = self._latents(batch.pixels)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         levels = levels.to(self.device)
         height, width = clean.shape[-2:]
-        predict = self.ensemble.told(texts, batch.frames, (height, width))
+        predict = self.student.told(texts, batch.frames, (height, width), self._hints(batch))
         said = predict(add_noise(clean, noise, levels), levels.timestep)
         wanted = target(objective.prediction, clean, noise, levels)
         errors = (said.float() - wanted).square().mean(dim=(1, 2, 3))
@@ -121,7 +120,9 @@ class DenoiserTraining:
             (len(texts), vae.config.latent_channels, height, width), generator=generator_for(seed, "samples")
         ).to(self.device)
         frames = [Frame(shape.height, shape.width)] * (2 * len(texts))
-        predict = self.ensemble.told([*texts, *([""] * len(texts))], frames, (height, width))
+        hints = self._hints_for(len(texts), shape)
+        both_hints = None if hints is None else hints.repeat(2, 1, 1, 1)
+        predict = self.student.told([*texts, *([""] * len(texts))], frames, (height, width), both_hints)
         times = torch.linspace(1, 0, self.job.sample_steps + 1)
         levels = [objective.at(time[None]).to(self.device) for time in times]
         for level, following in pairwise(levels):
@@ -151,6 +152,27 @@ class DenoiserTraining:
             "data": {"pictures": len(self.pictures), "sha256": self.pictures.digest},
             **self.student.describe(),
         }
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """Return scaled latents of pictures, or of latents that are not scaled yet."""
+        values = pixels.to(self.device)
+        if not values.is_floating_point():
+            values = encode(self.ensemble.vae, values, self.precision)
+        return values * self.ensemble.latent_scale
+
+    def _hints(self, batch: Batch) -> Tensor | None:
+        """Return scaled latents of what the student is shown of a batch; nothing for a student without a hint."""
+        if self.student.hint is None:
+            return None
+        return self._latents(self.student.hint.of(batch.pixels) if batch.hints is None else batch.hints)
+
+    def _hints_for(self, count: int, shape: Shape) -> Tensor | None:
+        """Return hints for drawing: of the measured pictures of a shape, as often as need be."""
+        if self.student.hint is None:
+            return None
+        fitting = [number for number in self.pictures.measured if self.pictures.shapes[number] == shape]
+        numbers = list(islice(cycle(fitting), count))
+        return self._latents(self.student.hint.of(self.pictures.batch(numbers).pixels))
 
     def _modules(self) -> dict[str, nn.Module]:
         return {**self.ensemble.modules, **self.student.networks}

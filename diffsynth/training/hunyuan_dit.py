@@ -17,6 +17,7 @@ from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.models.bert_clip.model import BertClip
 from diffsynth.models.hunyuan_dit.blocks import Block
+from diffsynth.models.hunyuan_dit.condition import TextFeatures
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 from diffsynth.models.hunyuan_dit.model import HunyuanDiT
 from diffsynth.models.hunyuan_dit.rope import Rope, build_rope
@@ -91,9 +92,12 @@ class HunyuanDiTEnsemble:
 
     def told(self, texts: Sequence[str], frames: Sequence[Frame], size: tuple[int, int]) -> Predict:
         """Return the denoiser as it is told of B captions, for latents of a height and width."""
-        features = self.text(texts, self._device)
-        rope, sizes = self.rope(size), self.size_condition(len(texts), size)
+        features, rope, sizes = self.condition(texts, size)
         return lambda noisy, timestep: self.denoiser(noisy, timestep, features, rope, sizes)
+
+    def condition(self, texts: Sequence[str], size: tuple[int, int]) -> tuple[TextFeatures, Rope, Tensor | None]:
+        """Return what a network of this family is told: features of captions, positions, the size condition."""
+        return self.text(texts, self._device), self.rope(size), self.size_condition(len(texts), size)
 
     def rope(self, size: tuple[int, int]) -> Rope:
         """Return the positions for latents of a height and width."""

@@ -135,3 +135,16 @@ class LoRAConfig:
     def scale(self) -> float:
         """Alpha over rank."""
         return self.alpha / self.rank if self.alpha else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """Train a control network of a HunyuanDiT (arXiv 2302.05543): the denoiser stays as it is.
+
+    Args:
+        network: the file of one to go on from; empty begins with the denoiser's first blocks and changes nothing yet.
+        hint: what it is shown of each picture: its edges, as the pipeline's own detector finds them.
+    """
+
+    network: str = ""
+    hint: Literal["canny"] = "canny"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from diffsynth.core.files import replacing
 from diffsynth.errors import CheckpointError
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
 from diffsynth.training.buckets import Shape
+from diffsynth.training.ensemble import Hint
 from diffsynth.training.pictures import Batch, Pictures, to_pixels
 from diffsynth.training.precision import computing_in
 from diffsynth.training.state import write_tensors
@@ -37,6 +38,7 @@ class LatentStore:
         precision: of the run, see `encode`.
         device: where to compute.
         folder: where the file is kept, or None.
+        hint: what is shown of each picture besides, whose latents are kept too; None for nothing.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class LatentStore:
         precision: str,
         device: torch.device,
         folder: Path | None,
+        hint: Hint | None = None,
     ) -> None:
         self._texts, self._frames = pictures.texts, pictures.frames
         self._place: list[tuple[str, int]] = []
@@ -55,18 +58,22 @@ class LatentStore:
             inside = members.setdefault(shape, [])
             self._place.append((_key(shape), len(inside)))
             inside.append(number)
-        wanted = {_key(shape): len(numbers) for shape, numbers in members.items()}
-        content = hashlib.sha256(f"{pictures.prepared_digest} {vae_digest} {precision}".encode()).hexdigest()
+        ways = {"": None} | ({} if hint is None else {f"{hint.name} ": hint.of})
+        wanted = {way + _key(shape): len(numbers) for way in ways for shape, numbers in members.items()}
+        made = " ".join((pictures.prepared_digest, vae_digest, precision, *([] if hint is None else [hint.name])))
+        content = hashlib.sha256(made.encode()).hexdigest()
         found = _read(folder, content, wanted)
         if found is None:
             found = {
-                _key(shape): _encode_all(vae, pictures, numbers, precision, device)
+                way + _key(shape): _encode_all(vae, pictures, numbers, precision, device, of)
+                for way, of in ways.items()
                 for shape, numbers in members.items()
             }
             if folder is not None:
                 with replacing(folder / FILE) as temporary:
                     write_tensors(temporary, found, {"content": content})
         self._latents = found
+        self._hint = "" if hint is None else f"{hint.name} "
         pictures.forget()
 
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> Batch:
@@ -75,7 +82,8 @@ class LatentStore:
         rows = torch.tensor([self._place[number][1] for number in numbers])
         texts = tuple(self._texts[number] for number in numbers)
         frames = tuple(self._frames[number] for number in numbers)
-        return Batch(tuple(numbers), self._latents[key][rows], texts, frames)
+        hints = self._latents[self._hint + key][rows] if self._hint else None
+        return Batch(tuple(numbers), self._latents[key][rows], texts, frames, hints)
 
 
 def _key(shape: Shape) -> str:
@@ -95,12 +103,18 @@ def encode(vae: AutoencoderKL, pixels: Tensor, precision: str) -> Tensor:
 
 
 def _encode_all(
-    vae: AutoencoderKL, pictures: Pictures, numbers: Sequence[int], precision: str, device: torch.device
+    vae: AutoencoderKL,
+    pictures: Pictures,
+    numbers: Sequence[int],
+    precision: str,
+    device: torch.device,
+    of: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
-    logger.info("encoding %d pictures", len(numbers))
+    logger.info("encoding %s%d pictures", "hints of " if of else "", len(numbers))
     parts, told = [], time.monotonic()
     for start in range(0, len(numbers), AT_ONCE):
         pixels = pictures.batch(numbers[start : start + AT_ONCE]).pixels
+        pixels = pixels if of is None else of(pixels)
         parts.append(encode(vae, pixels.to(device), precision).cpu())
         if time.monotonic() - told > SECONDS_BETWEEN_LINES:
             told = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from diffsynth.core.convert import Converter
 from diffsynth.core.family import ModelFamily
@@ -19,7 +20,7 @@ from diffsynth.lora.names import changeable
 from diffsynth.lora.pieces import Piece
 from diffsynth.lora.spellings import NAMES
 from diffsynth.lora.writing import NetworkChanges, save_lora
-from diffsynth.training.ensemble import Ensemble
+from diffsynth.training.ensemble import Ensemble, Student
 from diffsynth.training.kinds import LoRAConfig
 from diffsynth.training.randomness import generator_for
 
@@ -49,7 +50,7 @@ class Matrices(nn.Module):
         self.down = nn.Parameter((2 * torch.rand(rank, columns, generator=generator) - 1) * bound)
 
 
-class LowRank:
+class LowRank(Student):
     """A LoRA that learns on the denoiser of an ensemble; all of the ensemble is frozen.
 
     Args:
@@ -62,9 +63,9 @@ class LowRank:
     """
 
     def __init__(self, ensemble: Ensemble, config: LoRAConfig, seed: int) -> None:
-        self.ensemble, self.config = ensemble, config
-        for module in ensemble.modules.values():
-            module.requires_grad_(requires_grad=False).eval()
+        super().__init__(ensemble)
+        self.config = config
+        self.freeze_ensemble()
         denoiser = ensemble.denoiser
         self.layers = choose_layers(denoiser, ensemble.family, config.layers)
         self.matrices = nn.ModuleDict()
@@ -77,15 +78,11 @@ class LowRank:
             layer.register_forward_hook(Addition(Strength(1.0), [change]))
 
     @property
+    @override
     def networks(self) -> Mapping[str, nn.Module]:
-        """The matrices."""
         return {"lora": self.matrices}
 
-    @property
-    def rates(self) -> Mapping[str, float]:
-        """All learn at one rate."""
-        return {}
-
+    @override
     def save(self, folder: Path, dtype: torch.dtype, metadata: Mapping[str, str], *, complete: bool) -> None:
         """Write a folder as peft does; the base has its own files."""
         save_lora(folder, [self.changes(dtype)], FORMAT, metadata=metadata)
@@ -100,10 +97,9 @@ class LowRank:
         denoiser: Any = self.ensemble.denoiser
         return NetworkChanges(self.ensemble.family, denoiser.config, pieces)
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """Return which layers change, and the name and hash of the base."""
-        base = Path(self.ensemble.source)
-        return {"base": {"file": base.name, "sha256": self.ensemble.digest("denoiser")}, "layers": [*self.layers]}
+        return {"base": self.base(), "layers": [*self.layers]}
 
 
 def choose_layers(denoiser: nn.Module, family: ModelFamily, wanted: Sequence[str]) -> dict[str, str]:

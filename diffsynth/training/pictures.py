@@ -33,12 +33,14 @@ class Batch:
         pixels: (B, 3, H, W) uint8; or their unscaled latents, (B, C, h, w) float.
         texts: captions of each.
         frames: where each comes from.
+        hints: unscaled latents (B, C, h, w) of what a network is shown of each, where they are kept.
     """
 
     numbers: tuple[int, ...]
     pixels: Tensor
     texts: tuple[tuple[str, ...], ...]
     frames: tuple[Frame, ...]
+    hints: Tensor | None = None
 
 
 class Picture(NamedTuple):

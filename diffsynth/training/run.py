@@ -13,6 +13,7 @@ from diffsynth.models import autoencoder_kl
 from diffsynth.training.autoencoder import AutoencoderTraining
 from diffsynth.training.changes import refuse
 from diffsynth.training.config import TrainingConfig
+from diffsynth.training.control import ControlNetwork
 from diffsynth.training.dataset import Dataset, open_dataset
 from diffsynth.training.denoiser import DenoiserTraining
 from diffsynth.training.devices import Workers, find_workers
@@ -137,7 +138,7 @@ def denoiser_training(
         student = LowRank(ensemble, config.lora, config.seed)
     else:
         assert isinstance(ensemble, HunyuanDiTEnsemble)
-        student = WholeNetworks(ensemble)
+        student = WholeNetworks(ensemble) if config.control is None else ControlNetwork(ensemble, config.control)
     return DenoiserTraining(config, job, ensemble, student, pictures, device, cache)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from diffsynth.core.saving import save_network
 from diffsynth.models import autoencoder_kl, bert_clip, hunyuan_dit, mt5
+from diffsynth.training.ensemble import Student
 from diffsynth.training.hunyuan_dit import HunyuanDiTEnsemble
 from diffsynth.training.networks import copy_of
 
@@ -29,27 +30,27 @@ FILES = {
 }
 
 
-class WholeNetworks:
+class WholeNetworks(Student):
     """Has the denoiser learn, and the text encoders if wanted.
 
     Args:
         ensemble: the networks.
     """
 
-    def __init__(self, ensemble: HunyuanDiTEnsemble) -> None:
-        self.ensemble = ensemble
+    ensemble: HunyuanDiTEnsemble
 
     @property
+    @override
     def networks(self) -> Mapping[str, nn.Module]:
-        """The denoiser, and the text encoders if they learn."""
         text = self.ensemble.text
         return {"denoiser": self.ensemble.denoiser, **(text.modules() if text.learning else {})}
 
     @property
+    @override
     def rates(self) -> Mapping[str, float]:
-        """The text encoders may learn at a rate of their own."""
         return dict.fromkeys(self.ensemble.text.modules(), self.ensemble.job.text_rate)
 
+    @override
     def save(self, folder: Path, dtype: torch.dtype, metadata: Mapping[str, str], *, complete: bool) -> None:
         """Write networks where published files of HunyuanDiT lie, with the vocabularies."""
         for name, module in self.ensemble.modules.items():
@@ -60,7 +61,3 @@ class WholeNetworks:
         for name, file in self.ensemble.text.vocabularies.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
-
-    def describe(self) -> dict[str, Any]:
-        """Return nothing more than is known of the ensemble."""
-        return {}

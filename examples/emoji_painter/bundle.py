@@ -58,7 +58,7 @@ def bundle(result: Path, figures: Mapping[str, Any], *, autoencoder: Path | None
 def _write(result: Path, sources: Mapping[str, Path], figures: Mapping[str, Any], folder: Path) -> None:
     root, recipes = folder / "t2i", {}
     for name, source in sources.items():
-        recipes[name] = _write_network(source, root / FILES[name])
+        recipes[name] = write_network(source, root / FILES[name])
     for vocabulary in VOCABULARIES:
         (root / vocabulary).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(result / vocabulary, root / vocabulary)
@@ -74,7 +74,7 @@ def _write(result: Path, sources: Mapping[str, Path], figures: Mapping[str, Any]
         raise SystemExit(f"the model has {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB of a package")
 
 
-def _write_network(source: Path, target: Path) -> Any:
+def write_network(source: Path, target: Path) -> Any:
     """Write the one network of a file in float16, and return how it was trained."""
     manager = ModelManager(torch.float16, device="cpu")
     [entry] = manager.load_model(source, torch_dtype=torch.float16)

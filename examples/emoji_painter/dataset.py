@@ -27,13 +27,21 @@ class Scenes:
         held_out: whether the combinations are those kept for tests, else those for training.
         wordings: captions per language, the languages by turns.
         seed: of the combinations.
+        anywhere: one object of any size at any place, rather than of the usual sizes on the grid.
     """
 
     def __init__(
-        self, count: int, *, objects: int | None = None, held_out: bool = False, wordings: int = 1, seed: int = 0
+        self,
+        count: int,
+        *,
+        objects: int | None = None,
+        held_out: bool = False,
+        wordings: int = 1,
+        seed: int = 0,
+        anywhere: bool = False,
     ) -> None:
-        self.count, self.objects, self.held_out = count, objects, held_out
-        self.wordings, self.seed = wordings, seed
+        self.count, self.objects, self.held_out = count, 1 if anywhere else objects, held_out
+        self.wordings, self.seed, self.anywhere = wordings, seed, anywhere
 
     def __len__(self) -> int:
         return self.count
@@ -47,7 +55,7 @@ class Scenes:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         chosen = random_scene(Random(f"{self.seed} {index}"), objects=self.objects, held_out=self.held_out)
-        return chosen.moved(rng)
+        return chosen.anywhere(rng) if self.anywhere else chosen.moved(rng)
 
     def __getitem__(self, index: int, rng: Random) -> Example:
         """Return the picture of a scene and its captions: English, Chinese, English, ..."""
@@ -57,7 +65,13 @@ class Scenes:
 
 
 def scenes(
-    count: int = 20_000, *, objects: int | None = None, held_out: bool = False, wordings: int = 1, seed: int = 0
+    count: int = 20_000,
+    *,
+    objects: int | None = None,
+    held_out: bool = False,
+    wordings: int = 1,
+    seed: int = 0,
+    anywhere: bool = False,
 ) -> Scenes:
     """Return the data set; the settings are those of `Scenes`."""
-    return Scenes(count, objects=objects, held_out=held_out, wordings=wordings, seed=seed)
+    return Scenes(count, objects=objects, held_out=held_out, wordings=wordings, seed=seed, anywhere=anywhere)

@@ -82,7 +82,12 @@ class Painter:
 
 
 def load(folder: Path) -> HunyuanDiTImagePipeline:
-    """Return the pipeline of a folder in the published layout, with or without ``t2i``, in float32.
+    """Return the pipeline of a folder in the published layout, in float32; see `files_of`."""
+    return HunyuanDiTImagePipeline.from_model_manager(ModelManager(torch.float32, file_path_list=files_of(folder)))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the weights in a folder in the published layout, with or without ``t2i``.
 
     Raises:
         SystemExit: a part is missing.
@@ -94,7 +99,7 @@ def load(folder: Path) -> HunyuanDiTImagePipeline:
         if not found:
             raise SystemExit(f"{root / part} has no weights ({', '.join(ENDINGS)})")
         files.append(found[0])
-    return HunyuanDiTImagePipeline.from_model_manager(ModelManager(torch.float32, file_path_list=files))
+    return files
 
 
 def single_scenes(*, held_out: bool, count: int) -> list[Scene]:

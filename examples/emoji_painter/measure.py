@@ -80,6 +80,19 @@ def recognise_pair(image: Image.Image) -> tuple[Seen | None, Seen | None]:
     return left, right
 
 
+def extent(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of what is on the background; None if there is nothing, or next to it."""
+    return _extent(_stands_out(image, background(image)))
+
+
+def _extent(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    rows, columns = (np.flatnonzero(mask.sum(axis=axis) >= 2) for axis in (1, 0))
+    if not len(rows) or not len(columns):
+        return None
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return (left, top, right, bottom) if max(bottom - top, right - left) >= SMALLEST else None
+
+
 def _only(image: Image.Image, columns: npt.NDArray[np.bool_], behind: Floats) -> Image.Image:
     """Return a picture in which other columns are background."""
     return Image.fromarray(np.where(columns[None, :, None], np.asarray(image), behind.astype(np.uint8)))
@@ -92,13 +105,11 @@ def _stands_out(image: Image.Image, behind: Floats) -> npt.NDArray[np.bool_]:
 
 
 def _nearest(image: Image.Image, mask: npt.NDArray[np.bool_], behind: Floats) -> Seen | None:
-    rows, columns = (np.flatnonzero(mask.sum(axis=axis) >= 2) for axis in (1, 0))
-    if not len(rows) or not len(columns):
+    box = _extent(mask)
+    if box is None:
         return None
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    left, top, right, bottom = box
     side = max(bottom - top, right - left)
-    if side < SMALLEST:
-        return None
     crops = _crops(image, ((left + right) / 2, (top + bottom) / 2), side * GRID / INNER, behind)
     found, known = _features(crops), _features(_references(behind))
     squares = (found**2).sum(axis=1)[:, None] + (known**2).sum(axis=1) - 2 * found @ known.T

@@ -17,6 +17,7 @@ MARGIN = 2
 CELL = 16  # objects stand on a grid of so many pixels, those of a patch of latents: a small network learns them sooner
 SINGLE_SIZES = (72, 96)  # longer side in pixels
 PAIR_SIZES = (56,)
+ANY_SIZES = (48, 96)  # least and most, where an outline tells size and place
 PAIR_RISE = 16  # pixels that an object of a pair may stand above or below the middle
 LANGUAGES = ("en", "zh")
 HELD_OUT_PERCENT = 15
@@ -105,6 +106,13 @@ class Scene:
     def moved(self, rng: Random) -> Scene:
         """Return a scene of the same objects and colour with other sizes and positions."""
         return arrange(self.things, self.color, rng)
+
+    def anywhere(self, rng: Random) -> Scene:
+        """Return a scene of the same single object and colour, of any size that is seen well and at any place."""
+        size = rng.randint(*ANY_SIZES)
+        reach = (SIDE - size) // 2 - MARGIN
+        x, y = (SIDE // 2 + rng.randint(-reach, reach) for _ in "xy")
+        return Scene((Placed(self.things[0], size, x, y),), self.color)
 
     def draw(self) -> Image.Image:
         """Return the scene as a 128 x 128 RGB picture."""

@@ -5,25 +5,42 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("emoji", reason="the package emoji is not installed")
 
+from diffsynth import ModelManager
+from diffsynth.core.saving import save_network
+from diffsynth.models.hunyuan_dit import CONTROLNET_FAMILY
+from diffsynth.models.hunyuan_dit.control import HunyuanDiTControlNet
 from diffsynth.tokenizers.sentencepiece import SentencePieceTokenizer
 from diffsynth.tokenizers.wordpiece import WordPieceTokenizer
 from diffsynth.training import Dataset, read_config
-from examples.emoji_painter import evaluate
+from examples.emoji_painter import evaluate, placement
 from examples.emoji_painter.card import card
 from examples.emoji_painter.colors import COLORS
 from examples.emoji_painter.dataset import scenes
 from examples.emoji_painter.glyphs import FONT_SETTING, find_font, glyph
 from examples.emoji_painter.measure import color_of, recognise, recognise_pair
 from examples.emoji_painter.objects import thing, things
-from examples.emoji_painter.scenes import LANGUAGES, ONE, SIDE, TWO, arrange, caption, fill, is_held_out, random_scene
+from examples.emoji_painter.scenes import (
+    CELL,
+    LANGUAGES,
+    ONE,
+    SIDE,
+    TWO,
+    arrange,
+    caption,
+    fill,
+    is_held_out,
+    random_scene,
+)
 from examples.emoji_painter.vocabulary import corpus, write_vocabularies
 
 PAINTER = Path(evaluate.__file__).parent
@@ -218,3 +235,48 @@ def test_the_settings_it_was_trained_with_can_be_read(path: Path) -> None:
 
     assert config.data.source == "examples.emoji_painter.dataset:scenes"
     assert config.data.size == SIDE
+
+
+@pytest.mark.usefixtures("font")
+def test_scenes_anywhere_have_one_object_off_the_grid_wholly_inside() -> None:
+    data = scenes(20, anywhere=True)
+
+    placed = [data.scene(index, Random(index)).placed for index in range(20)]
+
+    assert {len(each) for each in placed} == {1}
+    assert len({(each.x % CELL, each.y % CELL) for (each,) in placed}) > 10
+    assert len({each.size for (each,) in placed}) > 10
+    assert all(each.x - each.size / 2 >= 0 and each.x + each.size / 2 <= SIDE for (each,) in placed)
+    assert not any(is_held_out((each.thing,), data.scene(i, Random(i)).color) for i, (each,) in enumerate(placed))
+
+
+@pytest.mark.usefixtures("font")
+def test_placement_tells_what_stands_in_its_place_from_what_does_not() -> None:
+    wanted = placement.scenes(6)
+    moved = [replace(scene, placed=(replace(scene.placed[0], x=64, y=64, size=32),)) for scene in wanted]
+
+    right = placement.figures(wanted, [scene.draw() for scene in wanted])
+    wrong = placement.figures(wanted, [scene.draw() for scene in moved])
+    nothing = placement.figures(wanted, [Image.new("RGB", (SIDE, SIDE), scene.color.rgb) for scene in wanted])
+
+    perfect = {"place": 100.0, "size": 100.0, "object": 100.0, "background": 100.0}
+    assert right == {"count": 6, **perfect, "middle distance": 0.0}
+    assert wrong["place"] in (0.0, 16.7, 33.3)
+    assert (wrong["size"], wrong["background"]) == (0.0, 100.0)
+    assert nothing == {**dict.fromkeys(perfect, 0.0), "count": 6, "background": 100.0, "middle distance": None}
+
+
+@pytest.mark.usefixtures("font")
+def test_placement_draws_with_a_control_network_and_without(toy_files: list[Path], tmp_path: Path) -> None:
+    manager = ModelManager(torch.float32, device="cpu", file_path_list=toy_files)
+    config = next(entry.config for entry in manager if entry.family.name == "hunyuan_dit")
+    file = tmp_path / "control.safetensors"
+    save_network(HunyuanDiTControlNet(config), CONTROLNET_FAMILY, config, file, "original")
+    arguments = ["--model", str(toy_files[0].parents[2]), "--control", str(file), "--output", str(tmp_path)]
+
+    placement.main([*arguments, "--scenes", "1"])
+
+    found = json.loads((tmp_path / "placement.json").read_text("utf-8"))
+    assert found["with control"] == found["without"]  # a new one changes nothing
+    assert found["with control"]["count"] == 1
+    assert (tmp_path / "placement.png").is_file()

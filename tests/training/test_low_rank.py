@@ -385,11 +385,11 @@ def test_settings_that_contradict_a_frozen_base_are_named_together(tmp_path: Pat
     with pytest.raises(InvalidRequest) as caught:
         denoiser_config(tmp_path, files, lora=LoRAConfig())
 
-    assert "denoiser.train_text_encoders: must be false under a LoRA" in str(caught.value)
+    assert "denoiser.train_text_encoders: must be false with [lora]" in str(caught.value)
     assert "denoiser.network: must be the file of a trained network" in str(caught.value)
     with pytest.raises(InvalidRequest, match="unet: is the base of a LoRA; give \\[lora\\] too"):
         replace(unet_config(tmp_path, files / "sd15.safetensors"), lora=None)
-    with pytest.raises(InvalidRequest, match="lora: changes a denoiser"):
+    with pytest.raises(InvalidRequest, match="lora: needs a denoiser"):
         autoencoder_config(tmp_path, lora=LoRAConfig())
 
 

@@ -43,6 +43,7 @@ class HunyuanDiT(Backbone):
         text: TextFeatures,
         rope: Rope,
         image_meta_size: Tensor | None = None,
+        controls: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
         """Predict the velocity, each image at its own timestep.
 
@@ -52,17 +53,19 @@ class HunyuanDiT(Backbone):
             text: features of B prompts.
             rope: positions of the (H / p) x (W / p) token grid.
             image_meta_size: (B, 6), see `encode_condition`.
+            controls: block number → (B, N, D), see `denoise`.
 
         Returns:
             (B, C, H, W), the velocity, in the dtype of ``latents``.
 
         Raises:
-            ValueError: if a shape does not fit the network.
+            ValueError: if a shape does not fit the network, or a block number is unknown.
             ModelNotLoaded: after `drop_condition_path`.
         """
         condition = self.encode_condition(text, image_meta_size)
         modulation = self._modulation(timestep, condition)
-        return self._run(latents, rope, self._condition_of(modulation, condition), self.final.condition(modulation))
+        blocks, final = self._condition_of(modulation, condition), self.final.condition(modulation)
+        return self._run(latents, rope, blocks, final, controls=controls)
 
     def plan(self, timesteps: Sequence[float], condition: Condition, rope: Rope) -> Plan:
         """Compute everything that stays the same over a denoising loop.

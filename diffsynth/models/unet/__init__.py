@@ -21,7 +21,7 @@ FAMILY = ModelFamily(
     aliases=("sd_unet", "sdxl_unet"),
     version=lambda config: config.version,
 )
-CONTROL = ModelFamily(
+CONTROLNET_FAMILY = ModelFamily(
     name="unet_controlnet",
     build=ControlNet,
     tiny=ControlNetConfig.tiny,
@@ -30,4 +30,4 @@ CONTROL = ModelFamily(
     version=lambda config: config.version,
     copies=FAMILY.name,
 )
-FAMILIES = (FAMILY, CONTROL)
+FAMILIES = (FAMILY, CONTROLNET_FAMILY)

@@ -29,7 +29,7 @@ each_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 
 @cache
 def network_of(config: ControlNetConfig) -> ControlNet:
-    network: ControlNet = lively(unet.CONTROL, config)
+    network: ControlNet = lively(unet.CONTROLNET_FAMILY, config)
     return network
 
 
@@ -72,7 +72,7 @@ GOLDEN_UNION = ControlNetConfig(
 
 def with_golden_weights(config: ControlNetConfig) -> ControlNet:
     network = ControlNet(config).eval()
-    converter = Converter(unet.CONTROL.layout("diffusers").rules(config))
+    converter = Converter(unet.CONTROLNET_FAMILY.layout("diffusers").rules(config))
     theirs = {key: tuple(tensor.shape) for key, tensor in converter.to_theirs(network.state_dict()).items()}
     network.load_state_dict(converter.to_ours(golden.weights(theirs)))
     return network
@@ -149,7 +149,7 @@ def test_golden_numbers_of_a_union() -> None:
 def test_released_sizes_have_the_released_number_of_tensors(
     config: ControlNetConfig, tensors: int, request: pytest.FixtureRequest
 ) -> None:
-    state = unet.CONTROL.build_on_meta(config).state_dict()
+    state = unet.CONTROLNET_FAMILY.build_on_meta(config).state_dict()
 
     assert (len(state), config.version) == (tensors, request.node.callspec.id)
     biases = [key for key in state if key.startswith(("controlnet_down", "controlnet_mid")) and key.endswith("bias")]
@@ -210,7 +210,7 @@ def test_every_setting_of_a_hint_of_a_union_matters() -> None:
 def test_half_precision_is_finite_and_near(dtype: torch.dtype) -> None:
     inputs = (noise(), torch.tensor([999, 3]), *prompt(UNION))
     expected = network_of(UNION)(*inputs, hints=[hint(UNION)])
-    half: ControlNet = lively(unet.CONTROL, UNION)
+    half: ControlNet = lively(unet.CONTROLNET_FAMILY, UNION)
 
     found = half.to(dtype)(*inputs, hints=[hint(UNION)])
 

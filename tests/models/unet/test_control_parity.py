@@ -113,7 +113,7 @@ def test_a_union_gives_what_diffusers_gives(types: tuple[int, ...], tmp_path: Pa
 @pytest.mark.parametrize("wrapped", [False, True], ids=["safetensors", "pickle"])
 def test_a_single_file_gives_the_same_network(wrapped: bool, tmp_path: Path) -> None:
     network = load(build(diffusers.ControlNetModel, **SHAPES["sd"]), tmp_path)
-    state = under("control_model.", to_layout(network, unet.CONTROL.layout("ldm"), network.config))
+    state = under("control_model.", to_layout(network, unet.CONTROLNET_FAMILY.layout("ldm"), network.config))
     assert state["control_model.middle_block.1.proj_in.weight"].ndim == 4
     path = tmp_path / ("control.pth" if wrapped else "control.safetensors")
     if wrapped:
@@ -132,7 +132,7 @@ def test_the_converter_of_diffusers_reads_our_single_files(tmp_path: Path) -> No
 
     theirs = build(diffusers.ControlNetModel, **SHAPES["sd"])
     network = load(theirs, tmp_path)
-    state = under("control_model.", to_layout(network, unet.CONTROL.layout("ldm"), network.config))
+    state = under("control_model.", to_layout(network, unet.CONTROLNET_FAMILY.layout("ldm"), network.config))
 
     converted = convert_controlnet_checkpoint(state, theirs.config)
 

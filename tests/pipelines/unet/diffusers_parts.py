@@ -83,7 +83,7 @@ def make_control_net(ours: ControlNet) -> Any:
         conditioning_embedding_out_channels=config.hint_channels,
         **extra,
     )
-    theirs.load_state_dict(to_layout(ours, unet.CONTROL.layout("diffusers"), config))
+    theirs.load_state_dict(to_layout(ours, unet.CONTROLNET_FAMILY.layout("diffusers"), config))
     return theirs.eval()
 
 

@@ -200,8 +200,8 @@ def test_half_precision_draws(release: Release) -> None:
 
 def test_a_small_network_that_reads_no_text_steers(release: Release, tmp_path: Path) -> None:
     config = replace(XL_UNION, depths=(0, 0, 0), mid_depth=0, context_size=0, bare_levels=(1, 2, 3), types=0)
-    network: ControlNet = lively(unet.CONTROL, config)
-    save_network(network, unet.CONTROL, config, tmp_path / "small.safetensors", "diffusers")
+    network: ControlNet = lively(unet.CONTROLNET_FAMILY, config)
+    save_network(network, unet.CONTROLNET_FAMILY, config, tmp_path / "small.safetensors", "diffusers")
     pipe = load([release("sdxl"), tmp_path / "small.safetensors"], SDXLImagePipeline)
 
     assert (latents(pipe, controlnet_image=HINT) - latents(pipe)).abs().max() > 1e-3
@@ -249,7 +249,9 @@ def test_a_union_is_told_what_a_picture_is(union: SDXLImagePipeline, release: Re
     with pytest.raises(InvalidRequest, match=f"is a union network: say what the pictures are .*: {TYPES}, inpaint"):
         draw(union, PROMPT, controlnet_image=HINT)
     first = replace(XL_UNION, types=6)
-    save_network(unet.CONTROL.build(first), unet.CONTROL, first, tmp_path / "first.safetensors", "diffusers")
+    save_network(
+        unet.CONTROLNET_FAMILY.build(first), unet.CONTROLNET_FAMILY, first, tmp_path / "first.safetensors", "diffusers"
+    )
     pipe = load([release("sdxl"), tmp_path / "first.safetensors"], SDXLImagePipeline)
     with pytest.raises(InvalidRequest, match=r"says 'tile', but .*first\.safetensors knows 6 types: openpose, "):
         draw(pipe, PROMPT, controlnet_image=HINT, controlnet_types="tile")
