@@ -62,14 +62,15 @@ def pipe(release: Release, adapter: Adapter) -> Callable[..., Any]:
     return make
 
 
-def theirs(ours: Any, name: str, files: list[Path]) -> Any:
-    """Return a pipeline of Diffusers with the same adapter and image encoder."""
+def theirs(ours: Any, kind: str, files: list[Path]) -> Any:
+    """Return a pipeline of Diffusers with the same adapter and image encoder, and control networks if there are any."""
     pytest.importorskip("diffusers")
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from .diffusers_parts import make_pipeline
 
-    other = make_pipeline(ours, KINDS[name][1], "ddim")
+    nets: dict[str, Any] = {"controlnets": [entry.module for entry in ours.controlnets.loaded]}
+    other = make_pipeline(ours, kind, "ddim", **(nets if ours.controlnets.loaded else {}))
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=ENCODER.hidden_size,
@@ -110,7 +111,7 @@ def drawn_by(other: Any, pictures: list[Image.Image], scale: float, **settings: 
 @pytest.mark.parametrize("name", KINDS)
 def test_an_image_is_that_of_diffusers(pipe: Callable[..., Any], adapter: Adapter, name: str) -> None:
     ours = pipe(name)
-    other = theirs(ours, name, adapter(name))
+    other = theirs(ours, KINDS[name][1], adapter(name))
     cases: list[tuple[list[Image.Image], float, dict[str, Any]]] = [
         ([ONE], 1.0, {"cfg_scale": 4.0}),
         ([ONE, TWO], 0.6, {"cfg_scale": 3.0, "negative_prompt": OTHER}),
@@ -120,6 +121,27 @@ def test_an_image_is_that_of_diffusers(pipe: Callable[..., Any], adapter: Adapte
     for pictures, scale, settings in cases:
         _, latents = draw(ours, PROMPT, scheduler="ddim", ipadapter_images=pictures, ipadapter_scale=scale, **settings)
         assert_same(latents, drawn_by(other, pictures, scale, **settings))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_control_network_beside_it_steers_as_in_diffusers(release: Release, adapter: Adapter) -> None:
+    ours = load([release("sd15"), release("sd15-controlnet"), *adapter("sd15")], SDImagePipeline)
+    other = theirs(ours, "StableDiffusionControlNetPipeline", adapter("sd15"))
+    hint = picture(3, 96, 64)
+
+    _, latents = draw(
+        ours,
+        PROMPT,
+        scheduler="ddim",
+        cfg_scale=3.0,
+        ipadapter_images=[ONE],
+        ipadapter_scale=0.6,
+        controlnet_images=[hint],
+        controlnet_scales=[0.8],
+    )
+
+    assert_same(latents, drawn_by(other, [ONE], 0.6, cfg_scale=3.0, image=hint, controlnet_conditioning_scale=0.8))
 
 
 @pytest.mark.parametrize("name", KINDS)
