@@ -55,7 +55,7 @@ class Throughput:
 
     def counts(self) -> list[int]:
         """Return the images finished in each of equal parts of the time."""
-        counts = [0] * min(BUCKETS, max(int(self.length), 1))
+        counts = [0] * min(BUCKETS, max(int(self.length), 1), max(len(self.at) // 2, 1))
         for place in self.at:
             counts[min(int(place / self.length * len(counts)), len(counts) - 1) if self.length else 0] += 1
         return counts

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import batch, convert, download, env, generate, inspect, listing, merge, train, why
+from diffsynth.cli import batch, convert, download, env, generate, grid, inspect, listing, merge, report, train, why
 from diffsynth.cli.options import State, print_anything
 from diffsynth.cli.stopping import INTERRUPTED, TERMINATED
 from diffsynth.errors import Cancelled, DiffSynthError
@@ -81,6 +81,8 @@ for _name, _command in (
     ("generate", generate.generate),
     ("batch", batch.batch),
     ("train", train.train),
+    ("grid", grid.grid),
+    ("report", report.report),
     ("why", why.why),
     ("env", env.env),
 ):

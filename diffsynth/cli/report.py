@@ -14,7 +14,8 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a batch, or of images with recipes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")] = Path("report.html"),
     embed: Annotated[
-        bool, typer.Option("--embed", help="Put small copies of all images into the page, so that it can be sent alone.")
+        bool,
+        typer.Option("--embed", help="Put small copies of all images into the page, so that it can be sent alone."),
     ] = False,
     title: Annotated[str | None, typer.Option(help="Title of the page; the folder's name by default.")] = None,
     verbose: Verbose = False,
