@@ -57,13 +57,18 @@ def write_report(
         OSError: a file cannot be read or written.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InvalidRequest(f"{printable(path, 300)} must end in .html.")
+    check_name(path)
     found = folder if isinstance(folder, Folder) else Folder.read(folder)
     page = Report(found, path.absolute().parent, embed, title or found.path.absolute().name).page()
     with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
     return path
+
+
+def check_name(path: Path) -> None:
+    """Raise InvalidRequest unless a report may have this name."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InvalidRequest(f"{printable(path, 300)} must end in .html.")
 
 
 def text(value: object) -> str:

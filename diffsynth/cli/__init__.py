@@ -1,4 +1,5 @@
-"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | batch | train | env``.
+"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | batch | grid | report | why |
+train | env``.
 
 One file per command. Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this
 folder prints.

@@ -17,7 +17,8 @@ def drawn(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     (folder / "job.txt").write_text("a cat\n", "utf-8")
     job = [str(folder / "job.txt"), "-o", str(folder / "out"), "--model", str(models)]
-    assert run(["batch", *job, *SMALL, "--sweep", "cfg_scale=1,2", "--seed", "1"]) == 0
+    report = ["--report", str(folder / "report.html")]
+    assert run(["batch", *job, *SMALL, *report, "--sweep", "cfg_scale=1,2", "--seed", "1"]) == 0
     return folder / "out"
 
 
@@ -36,6 +37,30 @@ def test_what_is_missing_is_drawn_once_into_the_folder(
     assert "drawn" not in capsys.readouterr().err
     assert len(list(drawn.glob("*.png"))) == 3
     assert (tmp_path / "plot.png").read_bytes() != hatched
+
+
+def test_a_batch_writes_its_page_when_it_is_asked_for(drawn: Path) -> None:
+    page = (drawn.parent / "report.html").read_text("utf-8")
+
+    assert page.count("<figure>") == 2
+    assert 'src="out/000000-1.png"' in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--report", "a.pdf"], "a.pdf must end in .html"),
+        (["--report", "a.html", "--dry-run"], "--report has no effect here: --dry-run draws nothing"),
+        (["--report", "a.html", "-o", "s3://bucket/run"], "a report is written about a folder on this machine"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    arguments: list[str], message: str, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(["batch", str(drawn.parent / "job.txt"), "-o", str(drawn), *arguments])
+
+    assert code == 1
+    assert message in capsys.readouterr().err
 
 
 def test_files_become_a_contact_sheet_and_a_folder_a_page(
@@ -58,7 +83,10 @@ def test_files_become_a_contact_sheet_and_a_folder_a_page(
         (["--y", "seed"], "--y goes with --x"),
         (["--draw"], "--draw or an option of drawing goes with --x"),
         (["--x", "seed", "--columns", "3"], "--columns and --caption are for contact sheets"),
-        (["--x", "model=a.pt,b.pt", "--draw"], "model is no setting of an image, so what is missing cannot be drawn"),
+        (
+            ["--x", "dtype=float32,float16", "--draw"],
+            "dtype is no setting of an image, so what is missing cannot be drawn",
+        ),
         (["--where", "seed"], "--where is NAME=VALUE, such as cfg_scale=5, not 'seed'"),
         (["-o", "sheet.gif"], "--output sheet.gif must end in .png, .jpg or .webp"),
     ],
