@@ -84,7 +84,7 @@ def test_files_become_a_contact_sheet_and_a_folder_a_page(
         (["--draw"], "--draw or an option of drawing goes with --x"),
         (["--x", "seed", "--columns", "3"], "--columns and --caption are for contact sheets"),
         (
-            ["--x", "dtype=float32,float16", "--draw"],
+            ["--x", "dtype=float32,float16", "--y", "cfg_scale", "--draw"],
             "dtype is no setting of an image, so what is missing cannot be drawn",
         ),
         (["--where", "seed"], "--where is NAME=VALUE, such as cfg_scale=5, not 'seed'"),
