@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -68,7 +68,7 @@ class Folder:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read the ledgers of a folder; without any, the recipes of the images in it and below.
+        """Read the ledgers of a folder, and the recipes of images in it and below that are in none.
 
         Raises:
             InvalidRequest: it is no folder, or has neither.
@@ -78,7 +78,9 @@ class Folder:
         if not path.is_dir():
             raise InvalidRequest(f"{printable(path, 300)} is not a folder of images.")
         lines = [line for ledger in sorted(path.glob(PATTERN)) for line in read_lines(ledger)]
-        records = tuple(_of_lines(lines) if lines else _of_images(path))
+        records = list(_of_lines(lines))
+        known = {name for record in records for name in (record.name, *record.names)}
+        records += [each for each in _of_images(path, known) if each.request or not lines]
         if not records:
             raise InvalidRequest(f"{printable(path, 300)} has neither a ledger of a batch nor images.")
         starts = sorted((line["run"] for line in lines if "run" in line), key=lambda run: str(run.get("time")))
@@ -183,9 +185,10 @@ def recipe_in_header(path: Path) -> dict[str, Any] | None:
         return recipe_of(image)
 
 
-def _of_images(folder: Path) -> Iterable[Record]:
+def _of_images(folder: Path, known: Collection[str]) -> Iterable[Record]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in FORMATS and path.is_file():
+        wanted = path.suffix.lower() in FORMATS and not path.name.startswith(".")
+        if wanted and path.relative_to(folder).as_posix() not in known and path.is_file():
             try:
                 yield _of_file(path, folder)
             except (InvalidRequest, OSError) as error:

@@ -20,7 +20,6 @@ from diffsynth.pipelines.recipe import check_recipe, recipe_json
 
 Drawn: TypeAlias = "Image.Image | LatentImage | str | PathLike[str]"
 
-MOST_MEAN = 8.0  # of 255; rounding seldom makes more on average
 RESIZES = {*SIZES, "input_image", "pipeline", "conventions", "resolution_binning", "hires_strength", "hires_upscale"}
 
 
@@ -199,9 +198,9 @@ def _of_rounding(rounded: Sequence[str], seen: Comparison, first: Side, second: 
         company = "on another device" if rows else "in another batch size or on another device"
         return f"drawn {company}, most likely: sums in another order are rounded otherwise, which nobody sees."
     lossy = [side.name for side in (first, second) if side.lossy]
-    if lossy and seen.spread is None and seen.mean <= MOST_MEAN:
+    if lossy and seen.spread is None and seen.only_details:
         return f"explained by the compression of {' and '.join(lossy)}, which does not keep the values that were drawn."
-    if rounded and (seen.spread is not None or seen.mean <= MOST_MEAN):
+    if rounded and seen.only_details:
         return f"explained by {_joined(rounded)}: rounding that grows from step to step."
     also = f" {_joined(rounded)} only {'rounds' if len(rounded) == 1 else 'round'} otherwise." if rounded else ""
     resized = _resized(first, second)

@@ -1,4 +1,5 @@
-"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | batch | train | env``.
+"""The command line: ``diffsynth download | list | inspect | merge | convert | generate | batch | grid | report | why |
+train | env``.
 
 One file per command. Nothing here imports torch before a command has to run, so that ``--help`` is quick. Only this
 folder prints.
@@ -16,7 +17,7 @@ from typing import Any
 
 import typer
 
-from diffsynth.cli import batch, convert, download, env, generate, inspect, listing, merge, train, why
+from diffsynth.cli import batch, convert, download, env, generate, grid, inspect, listing, merge, report, train, why
 from diffsynth.cli.options import State, print_anything
 from diffsynth.cli.stopping import INTERRUPTED, TERMINATED
 from diffsynth.errors import Cancelled, DiffSynthError
@@ -81,6 +82,8 @@ for _name, _command in (
     ("generate", generate.generate),
     ("batch", batch.batch),
     ("train", train.train),
+    ("grid", grid.grid),
+    ("report", report.report),
     ("why", why.why),
     ("env", env.env),
 ):

@@ -44,6 +44,9 @@ def batch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Draw one batch, and say what the job costs.")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="With --dry-run: time on so many devices.")] = None,
     tflops: Annotated[float | None, typer.Option(help="What one of them sustains; as measured by default.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page about the folder when the run ends; see `diffsynth report`.")
+    ] = None,
     verbose: Verbose = False,
     debug: Debug = False,
     **more: Any,
@@ -64,6 +67,8 @@ def batch(
         raise InvalidRequest("--gpus and --tflops go with --dry-run.")
     if tflops is not None and not 0 < tflops < 1e6:
         raise InvalidRequest(f"--tflops is above 0, such as 150, not {tflops}.")
+    if report is not None:
+        _check_report(report, output, dry_run=dry_run)
     sweeps = dict(_sweep(text) for text in sweep or [])
     if exact and batch_size not in (None, 1):
         raise InvalidRequest("--exact and --batch-size contradict each other; give one of them.")
@@ -90,10 +95,23 @@ def batch(
     finally:
         line.end()
     print(_summary(progress, output))
+    if report is not None:
+        from diffsynth.batch.report import write_report
+
+        print(write_report(output, report))
     return 1 if progress.failures or progress.aside else 0
 
 
 with_options(batch, [*OPTIONS.values(), *setting_options()])
+
+
+def _check_report(path: Path, output: str, *, dry_run: bool) -> None:
+    from diffsynth.batch.report import check_name
+
+    check_name(path)
+    if dry_run or "://" in output:
+        why = "--dry-run draws nothing" if dry_run else "a report is written about a folder on this machine"
+        raise InvalidRequest(f"--report has no effect here: {why}. Leave it out.")
 
 
 def _sweep(text: str) -> tuple[str, str]:

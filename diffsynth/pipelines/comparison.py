@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from PIL import Image
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.latent_image import LatentImage
 
+BLOCK = 8  # pixels
+DETAILS = 16  # of 255; rounding and compression change averages of blocks by less, another seed by more
 ROUNDING = 1e-3  # of the spread of latents; larger differences are more than rounding
 
 
@@ -23,6 +26,7 @@ class Comparison:
         share: 0 to 1, of the values that differ.
         largest: difference, of 255; of latents in their own unit.
         mean: difference over all values, in the same unit.
+        coarse: largest difference between averages of 8 x 8 pixels, likewise; of latents as ``largest``.
         spread: standard deviation of latents; None for pictures.
     """
 
@@ -30,6 +34,7 @@ class Comparison:
     share: float = 0.0
     largest: float = 0.0
     mean: float = 0.0
+    coarse: float = 0.0
     spread: float | None = None
 
     @property
@@ -46,6 +51,11 @@ class Comparison:
     def small(self) -> bool:
         """Whether no value differs by more than another order of the same sums may cause."""
         return self.same_size and self.largest <= (1 if self.spread is None else ROUNDING * self.spread)
+
+    @property
+    def only_details(self) -> bool:
+        """Whether they show the same, with other details, as rounding and compression leave it."""
+        return self.same_size and self.coarse <= (DETAILS if self.spread is None else self.spread / 2)
 
     def __str__(self) -> str:
         (width, height), (other_width, other_height) = self.sizes
@@ -83,12 +93,23 @@ def _pixels(first: Image.Image, second: Image.Image) -> list[NDArray[np.int16]]:
 
 
 def _compare(
-    one: NDArray[np.generic],
-    two: NDArray[np.generic],
+    one: NDArray[Any],
+    two: NDArray[Any],
     sizes: tuple[tuple[int, int], tuple[int, int]],
     spread: float | None,
 ) -> Comparison:
     if one.shape != two.shape:
         return Comparison(sizes, spread=spread)
-    apart = np.abs(one - two)  # type: ignore[operator]
-    return Comparison(sizes, float((apart > 0).mean()), float(apart.max()), float(apart.mean()), spread)
+    apart = one - two
+    coarse = float(np.abs(_averages(apart) if spread is None else apart).max())
+    apart = np.abs(apart)
+    return Comparison(sizes, float((apart > 0).mean()), float(apart.max()), float(apart.mean()), coarse, spread)
+
+
+def _averages(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the averages over blocks of (H, W, C) values; what is left over at two edges belongs to the last ones."""
+    rows, columns = (np.arange(0, max(side - BLOCK + 1, 1), BLOCK) for side in values.shape[:2])
+    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=0), columns, axis=1)
+    heights, widths = (np.diff([*starts, side]) for starts, side in zip((rows, columns), values.shape[:2], strict=True))
+    averages: NDArray[np.float64] = sums / (heights[:, None, None] * widths[None, :, None])
+    return averages

@@ -45,6 +45,25 @@ def test_a_difference_of_one_is_small() -> None:
     assert not compare(picture(), picture((1, 1, 2))).small
 
 
+def test_details_are_told_from_another_picture() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 190, (28, 28, 3), dtype=np.uint8)  # no multiple of a block
+    noisy = pixels + rng.integers(-30, 31, pixels.shape)
+    moved = pixels.copy()
+    moved[8:16, 8:16] += 20
+
+    details, another = (
+        compare(Image.fromarray(pixels), Image.fromarray(each.astype(np.uint8))) for each in (noisy, moved)
+    )
+
+    assert details.mean > another.mean
+    assert details.only_details
+    assert not another.only_details
+    assert another.coarse == 20
+    assert compare(latents(), latents(off=0.1)).only_details
+    assert not compare(latents(), latents(off=1.0)).only_details
+
+
 def test_opacity_counts_where_a_picture_has_it() -> None:
     clear = picture().convert("RGBA")
     clear.putalpha(0)
