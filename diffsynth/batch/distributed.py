@@ -17,9 +17,11 @@ processors each.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from diffsynth.batch.storage import Storage
 from diffsynth.batch.worker import Manner, Record, Task
 from diffsynth.errors import Paused
 from diffsynth.pipelines.base import ImagePipeline
+from diffsynth.pipelines.request import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +88,24 @@ def run_distributed(
         Cancelled: ``on_step`` has asked to stop.
         CheckpointError: a file of weights cannot be used.
     """
+    check_range("quality", manner.quality, 1, 100, whole=True)
+    if isinstance(place, Path) or (isinstance(place, str) and "://" not in place):
+        place = Path(place).absolute()
+    make_output(manner.format, place, "ledger-driver.jsonl")  # what it refuses is told before anything starts
     with cluster(address, workers) as machines:
-        driver = Driver(machines, make_pipe, place, manner, on_step, on_progress)
+        driver = Driver(machines, partial(called_in, Path.cwd(), make_pipe), place, manner, on_step, on_progress)
         try:
             plan = driver.plan(entries, names, batch_size)
             return driver.run(list(choose(plan.units)), verify=verify, retry_failed=retry_failed)
         finally:
             driver.stop()
+
+
+def called_in(folder: Path, make_pipe: Callable[[], ImagePipeline[Any]]) -> ImagePipeline[Any]:
+    """Load a pipeline in the driver's working folder, if this machine has it, so that paths mean the same."""
+    if folder.is_dir():
+        os.chdir(folder)
+    return make_pipe()
 
 
 @dataclass

@@ -20,6 +20,7 @@ from diffsynth.batch import cluster as clusters
 from diffsynth.batch.distributed import run_distributed
 from diffsynth.batch.names import USUAL
 from diffsynth.batch.storage import Folder
+from diffsynth.cli import run
 from diffsynth.errors import InvalidRequest, NotACheckpoint
 from tests.batch import toy_workers
 from tests.batch.test_run import contents
@@ -147,6 +148,24 @@ def test_two_drivers_at_one_time_make_each_image_once(
 
     assert progress.images
     check(out, expected)
+
+
+def test_the_command_draws_with_workers_what_it_draws_alone(
+    address: str, paths: list[Path], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.txt").write_text("a cat\na dog\n", "utf-8")
+    files = [argument for path in paths for argument in ("--model", str(path))]
+    small = ["--height", "32", "--width", "32", "--steps", "1", "--device", "cpu", "--seed", "3"]
+    command = ["batch", str(tmp_path / "job.txt"), *files, *small]
+
+    assert run([*command, "-o", str(out / "alone")]) == 0
+    assert run([*command, "-o", str(out / "workers"), "--workers", "1"]) == 0
+    assert run([*command, "-o", str(out), "--workers", "1", "--ledger", "ledger-mine.jsonl"]) == 1
+
+    assert contents(out / "workers") == contents(out / "alone")
+    said = capsys.readouterr()
+    assert f"{out / 'workers'}: 2 drawn, 0 were there" in said.out
+    assert "--ledger names the ledger of one process" in said.err
 
 
 def test_more_workers_than_there_is_room_for_are_refused(address: str, paths: list[Path], out: Path) -> None:
