@@ -46,6 +46,16 @@ def listed(items: Iterable[object], limit: int = 5) -> str:
 class DiffSynthError(Exception):
     """The base of every error that diffsynth raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep message and attributes when another process hands the error over."""
+        return _same_error, (type(self), self.args, self.__dict__)
+
+
+def _same_error(kind: type[DiffSynthError], args: tuple[object, ...], attributes: dict[str, object]) -> DiffSynthError:
+    error = kind.__new__(kind, *args)  # its arguments are not those of __init__, which makes a message of them
+    error.__dict__.update(attributes)
+    return error
+
 
 class CheckpointError(DiffSynthError, ValueError):
     """A weight file or folder cannot be used.

@@ -10,10 +10,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from benchmarks import denoise, download, full_size, full_size_mixing, full_size_ours, load, lora_memory
+from benchmarks import batch, denoise, download, full_size, full_size_mixing, full_size_ours, load, lora_memory
 from benchmarks.measure import Recorder, Spread
 from benchmarks.published_files import CLIP, DIT, EMBEDDINGS, T5, VAE, shapes, write_published
 from benchmarks.sizes import FULL, SIZES
+from diffsynth.hub.bundled import files_of
 
 LAYOUTS = Path(__file__).parents[2] / "shared" / "facts" / "layouts"
 PUBLISHED = {
@@ -90,6 +91,27 @@ def test_the_lora_benchmark_fails_where_more_is_taken(tmp_path: Path, monkeypatc
 
     with pytest.raises(SystemExit, match=r"1\.0 MB of LoRA took 9\.0 MB of memory"):
         lora_memory.main(["--size", "tiny", "--folder", str(tmp_path)])
+
+
+@pytest.mark.skipif(not files_of(batch.MODEL_ID), reason="the bundled model is not in this checkout")
+def test_the_batch_benchmark_draws_the_same_images_on_both_sides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--requests", "5", "--side", "64", "--steps", "2", "--repeats", "1", "--threads", "1"]
+
+    report = batch.main([*few, "--json", str(tmp_path / "batch.json")])
+
+    assert report["difference_to_alone"] <= 1
+    assert report["difference_to_theirs"] <= 1
+    assert list(report["images_per_second"]) == ["diffsynth batch", "Diffusers, one by one"]
+    assert json.loads((tmp_path / "batch.json").read_text("utf-8")) == report
+    assert "images a second" in capsys.readouterr().out
+
+
+def test_a_fifth_of_the_requests_of_the_batch_benchmark_are_copies() -> None:
+    rows = [tuple(row.items()) for row in batch.Task(256, 128, 20).rows()]
+
+    assert (len(rows), len(set(rows)), len({dict(row)["prompt"] for row in rows})) == (256, 205, 64)
 
 
 def test_the_full_size_proof_passes_at_toy_size_and_removes_its_weights(

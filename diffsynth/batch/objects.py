@@ -61,6 +61,10 @@ class ObjectStore(Storage):
         return cls(files, root, owner)
 
     @override
+    def owned_by(self, owner: str) -> Self:
+        return type(self)(self.files, self.root, owner)
+
+    @override
     def create(self, content: bytes, names: Sequence[str]) -> list[bool]:
         return [self._create(name, content) for name in names]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -70,6 +71,28 @@ class Group:
         """Return the request of an image, its pictures opened."""
         mine = {"prompt": item.prompt, "negative_prompt": item.negative_prompt, "seed": item.seed}
         return pipe.request_type.from_settings({**opened(dict(self.settings)), **mine})
+
+    def check(self, pipe: ImagePipeline[Any]) -> None:
+        """Raise InvalidRequest unless a pipeline draws the group's images as they were planned, on another machine say.
+
+        The weights' content, the pipeline's settings and the versions must be the same.
+        """
+        if _completed(pipe, self.settings)[2] != self.digest:
+            raise InvalidRequest(
+                f"{platform.node()} does not draw what was planned: its files of weights, the settings of its pipeline "
+                f"or its versions ({', '.join(f'{name} {version}' for name, version in versions().items())}) differ. "
+                "Give every machine the same."
+            )
+
+
+def _completed(pipe: ImagePipeline[Any], shared: Shared) -> tuple[ImageRequest, dict[str, Any], str]:
+    """Return a request of a group, what its requests have in common, and the group's digest."""
+    given = {"prompt": "", "seed": 0, **opened(dict(shared))}
+    (request,) = pipe.prepare([pipe.request_type.from_settings(given)])
+    complete = request_json(request)
+    for name in ("prompt", "negative_prompt", "seed"):
+        del complete[name]
+    return request, complete, _hash([complete, drawn_with(pipe, request)])
 
 
 @dataclass(frozen=True)
@@ -192,12 +215,7 @@ class _Grouping:
         return found
 
     def _complete(self, shared: Shared) -> tuple[Group, str | None]:
-        given = {"prompt": "", "seed": 0, **opened(dict(shared))}
-        (request,) = self._pipe.prepare([self._pipe.request_type.from_settings(given)])
-        complete = request_json(request)
-        for name in ("prompt", "negative_prompt", "seed"):
-            del complete[name]
-        digest = _hash([complete, drawn_with(self._pipe, request)])
+        request, complete, digest = _completed(self._pipe, shared)
         settings = tuple((name, value) for name, value in shared if name != "negative_prompt")
         size = self._batch_size or usual_batch_size(request)
         group = self.groups.setdefault(digest, Group(settings, complete, digest, size))

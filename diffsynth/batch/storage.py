@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -101,6 +102,12 @@ class Storage(ABC):
     @abstractmethod
     def history(self) -> History:
         """Read all ledgers."""
+
+    def owned_by(self, owner: str) -> Self:
+        """Return the same place as another process sees it."""
+        other = copy(self)
+        other.owner = owner
+        return other
 
     def remove_empty(self, name: str) -> bool:
         """Remove a file that was begun but never written, where that may happen; return whether this was one."""
@@ -196,7 +203,7 @@ def open_storage(place: str | Path | Storage, owner: str = "batch") -> Storage:
         InvalidRequest: fsspec, or the library of this kind of address, is not installed.
     """
     if isinstance(place, Storage):
-        return place
+        return place.owned_by(owner)
     kind, separator, rest = str(place).partition("://")
     if not separator or kind == "file":
         return Folder(rest if separator else place, owner)

@@ -38,6 +38,12 @@ def batch(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Draw part I of N, from 0; each has a ledger.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Draw with N processes; one per accelerator by default, with --ray.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Draw with the machines of a running Ray; local: of none.")
+    ] = None,
     ledger: Annotated[str | None, typer.Option(help="Name of the ledger: ledger-NAME.jsonl.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is finished, and compare hashes.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed three times.")] = False,
@@ -75,19 +81,31 @@ def batch(
     entries = read_entries(
         job, choice.kind.request, defaults=given, sweeps=sweeps, job_seed=job_seed, wildcards=wildcards
     )
-    pipe = choice.pipeline()
-    plan = make_plan(pipe, entries, names=names or USUAL, batch_size=1 if exact else batch_size)
+    several = ray is not None or workers is not None
+    if ledger and several:
+        raise InvalidRequest("--ledger names the ledger of one process; with --ray or --workers each has its own.")
+    how: dict[str, Any] = {"names": names or USUAL, "batch_size": 1 if exact else batch_size}
+    pipe: Any = None if several and not dry_run else choice.pipeline()
     if dry_run:
-        print("\n".join(costs(pipe, plan, gpus, tflops)))
+        print("\n".join(costs(pipe, make_plan(pipe, entries, **how), gpus, tflops)))
         return 0
     line = _Line()
+    common: dict[str, Any] = {"choose": part or all_units, "verify": verify, "retry_failed": retry_failed}
     try:
         with stopping() as stop:
-            progress = run_plan(
-                pipe, plan, output,
-                choose=part or all_units, ledger=ledger or (part.ledger if part else LEDGER), format=format,
-                quality=quality, verify=verify, retry_failed=retry_failed, on_step=stop, on_progress=line.show,
-            )  # fmt: skip
+            common |= {"on_step": stop, "on_progress": line.show}
+            if several:
+                from diffsynth.batch.distributed import run_distributed
+                from diffsynth.batch.worker import Manner
+
+                progress = run_distributed(
+                    choice.pipeline, entries, output, address=None if ray == "local" else ray, workers=workers,
+                    manner=Manner(format, quality), **how, **common,
+                )  # fmt: skip
+            else:
+                plan = make_plan(pipe, entries, **how)
+                own = ledger or (part.ledger if part else LEDGER)
+                progress = run_plan(pipe, plan, output, ledger=own, format=format, quality=quality, **common)
     except (KeyboardInterrupt, Cancelled) as asked:
         line.end()
         print("stopped; the same command goes on from here.", file=sys.stderr)

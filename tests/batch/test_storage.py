@@ -44,10 +44,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, store: ObjectStore) 
 
 def again(storage: Storage) -> Storage:
     """Return the same place as another process sees it."""
-    if isinstance(storage, ObjectStore):
-        return ObjectStore(storage.files, storage.root)
-    assert isinstance(storage, Folder)
-    return Folder(storage.path)
+    return storage.owned_by("another")
 
 
 def images(storage: Storage) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.core.saving import to_layout
@@ -38,7 +39,11 @@ def make_transformer(ours: HunyuanDiTImagePipeline) -> Any:
     """Return the denoiser as Diffusers builds it."""
     config = ours.denoiser.config
     theirs = diffusers_networks.hunyuan_dit(config)
-    theirs.load_state_dict(to_layout(ours.denoiser, hunyuan_dit.FAMILY.layout("diffusers"), config))
+    state = to_layout(ours.denoiser, hunyuan_dit.FAMILY.layout("diffusers"), config)
+    for name, module in list(theirs.named_modules()):  # theirs derives the widths of two small networks from others
+        if isinstance(module, nn.Linear) and module.weight.shape != (shape := state[f"{name}.weight"].shape):
+            theirs.set_submodule(name, nn.Linear(shape[1], shape[0]))
+    theirs.load_state_dict(state)
     return theirs.eval()
 
 

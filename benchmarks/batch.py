@@ -1,0 +1,205 @@
+"""Images per second of ``diffsynth batch`` beside the loop that a user of Diffusers writes, on the same weights.
+
+    python -m benchmarks.batch [--requests 256] [--repeats 5] [--json FILE]
+
+The job: pictures of 128x128 in 20 steps by the model that comes with the package, of 64 prompts, a fifth of the
+requests asked for twice. Ours reads the job, plans, draws, and writes files with recipes and a ledger; theirs calls
+``pipe(prompt)`` for each request and saves what comes. In one process, by turns, after a round that is thrown away;
+then batch images are compared with ours drawn alone, and ours with theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.measure import Spread, describe_environment, environment, table, write_json
+from diffsynth import HunyuanDiTImagePipeline, ModelManager, download_models
+from diffsynth.batch import run_batch
+
+MODEL_ID = "HunyuanDiT-Emoji"
+THINGS = (
+    "panda", "badger", "fox", "tiger", "rabbit", "frog", "monkey", "dog",
+    "cat", "lion", "penguin", "apple", "rocket", "sunflower", "snowman", "doughnut",
+)  # fmt: skip
+COLORS = ("blue", "green", "red", "yellow")
+COPIES = 5  # every fifth request was made before
+NAMES = "{index:06d}.png"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is drawn in each repetition.
+
+    Args:
+        requests: how many.
+        side: of the pictures.
+        steps: of the solver.
+    """
+
+    requests: int
+    side: int
+    steps: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all requests have in common, under our names."""
+        return {
+            "height": self.side, "width": self.side, "num_inference_steps": self.steps, "guidance_scale": 2.5,
+            "scheduler": "ddim", "resolution_binning": False,
+        }  # fmt: skip
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return prompt and seed of each request."""
+        prompts = [f"a {thing} on a {color} background" for thing, color in itertools.product(THINGS, COLORS)]
+        rows: list[dict[str, Any]] = []
+        for number in range(self.requests):
+            copy = number % COPIES == COPIES - 1
+            rows.append(rows[number // 2] if copy else {"prompt": prompts[number % len(prompts)], "seed": number})
+        return rows
+
+
+def load(folder: Path) -> tuple[HunyuanDiTImagePipeline, Any]:
+    """Return our pipeline and that of Diffusers, with the same weights."""
+    from tests.pipelines.diffusers_parts import make_pipeline
+
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu")
+    manager.load_models(download_models([MODEL_ID], local_dir=folder))
+    ours = HunyuanDiTImagePipeline.from_model_manager(manager, "diffusers")
+    theirs = make_pipeline(ours, "ddim")
+    lengths, encode = (ours.denoiser.config.text_len, ours.denoiser.config.t5_len), theirs.encode_prompt
+
+    def encode_prompt(*args: Any, max_sequence_length: int, text_encoder_index: int, **options: Any) -> Any:
+        """Take the lengths of this model's texts, in place of those of the released one, which are written out."""
+        length = lengths[text_encoder_index]
+        return encode(*args, max_sequence_length=length, text_encoder_index=text_encoder_index, **options)
+
+    theirs.encode_prompt = encode_prompt
+    return ours, theirs
+
+
+def draw_ours(pipe: HunyuanDiTImagePipeline, task: Task, folder: Path) -> None:
+    """Draw the job as the command line does."""
+    job = folder.with_suffix(".jsonl")
+    job.write_text("".join(json.dumps(row) + "\n" for row in task.rows()), "utf-8")
+    progress = run_batch(pipe, job, folder, defaults=task.settings, names=NAMES)
+    if progress.failures:
+        raise RuntimeError(f"images failed: {progress.failures}")
+
+
+def draw_theirs(pipe: Any, task: Task, folder: Path) -> None:
+    """Draw request after request."""
+    folder.mkdir()
+    for number, row in enumerate(task.rows()):
+        (image,) = pipe(
+            row["prompt"],
+            height=task.side,
+            width=task.side,
+            num_inference_steps=task.steps,
+            guidance_scale=task.settings["guidance_scale"],
+            generator=torch.Generator().manual_seed(row["seed"]),
+            use_resolution_binning=False,
+        ).images
+        image.save(folder / NAMES.format(index=number))
+
+
+def measure(ours: HunyuanDiTImagePipeline, theirs: Any, task: Task, repeats: int, folder: Path) -> dict[str, Any]:
+    """Return the images per second of each side, and how far their images are apart."""
+    ways: dict[str, Callable[[Path], None]] = {
+        "diffsynth batch": lambda place: draw_ours(ours, task, place),
+        "Diffusers, one by one": lambda place: draw_theirs(theirs, task, place),
+    }
+    few = Task(min(task.requests, 8), task.side, task.steps)
+    draw_ours(ours, few, folder / "warm-up-ours")
+    draw_theirs(theirs, few, folder / "warm-up-theirs")
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats):
+        for number, (name, way) in enumerate(ways.items()):
+            started = time.perf_counter()
+            way(folder / f"{number}-{repeat}")
+            rates[name].append(task.requests / (time.perf_counter() - started))
+    return {
+        "images_per_second": {name: vars(Spread.of(values)) for name, values in rates.items()},
+        "gain": vars(Spread.of([mine / other for mine, other in zip(*rates.values(), strict=True)])),
+        "difference_to_alone": max(_difference_alone(ours, task, folder / "0-0", number) for number in (0, 5, 7)),
+        "difference_to_theirs": max(
+            _difference(folder / "0-0" / path.name, path) for path in (folder / "1-0").iterdir()
+        ),
+    }
+
+
+def _difference_alone(pipe: HunyuanDiTImagePipeline, task: Task, folder: Path, number: int) -> int:
+    number = min(number, task.requests - 1)
+    alone = folder / f"alone-{number}.png"
+    pipe(**task.rows()[number], **task.settings, progress_bar_cmd=iter).save(alone)
+    return _difference(folder / NAMES.format(index=number), alone)
+
+
+def _difference(first: Path, second: Path) -> int:
+    """Return the largest difference of two pictures, of 255."""
+    with Image.open(first) as one, Image.open(second) as other:
+        return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the result as text."""
+    rows = [["way", "images a second"]]
+    rows += [[name, Spread(**spread).text()] for name, spread in result["images_per_second"].items()]
+    rows.append(["gain", Spread(**result["gain"]).text()])
+    return table(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read the command line, run, print and return the result.
+
+    Raises:
+        SystemExit: images differ by more than the last digit.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--requests", type=int, default=256, help="in each repetition (default: 256)")
+    parser.add_argument("--side", type=int, default=128, help="of the pictures (default: 128)")
+    parser.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each side (default: 5)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all processors)")
+    parser.add_argument("--json", type=Path, help="where to keep the result")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    task = Task(options.requests, options.side, options.steps)
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of Diffusers
+        ours, theirs = load(Path(folder) / "models")
+        result = measure(ours, theirs, task, options.repeats, Path(folder))
+    known = environment()
+    report = {"model": MODEL_ID, **vars(task), "environment": known, **result}
+    print(describe_environment(known))
+    print(
+        f"{task.requests} requests, {task.side}x{task.side}, {task.steps} steps; "
+        f"median of {options.repeats} (low-high)\n"
+    )
+    print(render(result))
+    alone, apart = result["difference_to_alone"], result["difference_to_theirs"]
+    print(f"\nlargest difference: to the same image drawn alone {alone} of 255, to Diffusers {apart} of 255")
+    if options.json:
+        write_json(options.json, report)
+        print(f"kept in {options.json}")
+    if alone > 1:
+        raise SystemExit(f"failed: images of a batch differ by {alone} of 255 from those drawn alone")
+    return report
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

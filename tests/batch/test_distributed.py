@@ -1,0 +1,192 @@
+"""Several workers, through a Ray of this machine: the same files whatever dies on the way, each image once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffsynth import HunyuanDiTImagePipeline
+from diffsynth.batch import Progress, make_plan, run_plan
+from diffsynth.batch import cluster as clusters
+from diffsynth.batch.distributed import run_distributed
+from diffsynth.batch.names import USUAL
+from diffsynth.batch.storage import Folder
+from diffsynth.cli import run
+from diffsynth.errors import InvalidRequest, NotACheckpoint
+from tests.batch import toy_workers
+from tests.batch.test_run import contents
+from tests.batch.toy_workers import entries
+from tests.pipelines.toy import write_toy
+
+os.environ.update(clusters.LOOPBACK)  # before Ray is imported
+pytest.importorskip("ray", reason="several workers need the distributed extra")
+
+IMAGES = int(os.environ.get("DIFFSYNTH_SOAK_IMAGES", "40"))  # a fifth of them are asked for twice
+DISTINCT = round(IMAGES * 0.8)
+SECONDS = 120.0  # that anything may take
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of a toy pipeline."""
+    return write_toy(tmp_path_factory.mktemp("workers"))
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray that nobody else can reach, for all tests of this file."""
+    with clusters.cluster(workers=4):
+        import ray
+
+        found: str = ray.get_runtime_context().gcs_address
+        assert found.startswith("127.0.0.1:")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def expected(paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process draws."""
+    folder = tmp_path_factory.mktemp("one")
+    pipe = toy_workers.load(paths)
+    run_plan(pipe, make_plan(pipe, entries(IMAGES), names=USUAL, batch_size=4), folder)
+    return contents(folder)
+
+
+def draw(make_pipe: Callable[[], HunyuanDiTImagePipeline], out: Path) -> Progress:
+    """Draw the job with two workers."""
+    return run_distributed(make_pipe, entries(IMAGES), out, workers=2, batch_size=4)
+
+
+def check(out: Path, expected: dict[str, bytes]) -> None:
+    """Fail unless a folder holds every image once, noted with its hash, and nothing that was left over."""
+    assert contents(out) == expected
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".png", ".jsonl"}
+    finished = Folder(out).history().finished
+    assert len(finished) == DISTINCT
+    assert {name for files in finished.values() for name in files[0].files} == expected.keys()
+    storage = Folder(out)
+    for files in finished.values():
+        assert {file.sha256 for file in files} == {storage.digest(files[0].files[0])}
+
+
+def lines(out: Path) -> int:
+    """Return how many lines the ledgers have."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("ledger*.jsonl"))
+
+
+def another_driver(
+    address: str, out: Path, paths: list[Path], here: Path | str = "", there: Path | str = ""
+) -> subprocess.Popen[bytes]:
+    """Start a driver in a process of its own, with one worker, which is slow, or meets another."""
+    arguments = [address, out, IMAGES, here, there, *paths]
+    command = [sys.executable, "-m", "tests.batch.toy_workers", *map(str, arguments)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until ledgers have so many lines."""
+    end = time.monotonic() + SECONDS
+    while lines(out) < count:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_a_worker_is_killed_amid_a_unit_and_another_goes_on(
+    address: str, paths: list[Path], expected: dict[str, bytes], out: Path, tmp_path: Path
+) -> None:
+    progress = draw(partial(toy_workers.load_dying, paths, tmp_path / "died"), out)
+
+    assert (tmp_path / "died").exists()
+    assert (progress.images, progress.drawn, progress.failures) == (DISTINCT, DISTINCT, {})
+    check(out, expected)
+
+
+def test_a_driver_is_interrupted_the_next_is_killed_and_the_last_ends_the_job(
+    address: str, paths: list[Path], expected: dict[str, bytes], out: Path
+) -> None:
+    for number in (signal.SIGINT, signal.SIGKILL):
+        before = lines(out)
+        process = another_driver(address, out, paths)
+        try:
+            wait_for_lines(out, before + 4, process)
+            process.send_signal(number)
+            assert process.wait(SECONDS) != 0
+        finally:
+            process.kill()
+            process.wait()
+        assert number == signal.SIGKILL or not list(out.rglob("*.part"))
+
+    progress = draw(partial(toy_workers.load, paths), out)
+
+    assert progress.images
+    assert progress.finished
+    check(out, expected)
+
+
+def test_two_drivers_at_one_time_make_each_image_once(
+    address: str, paths: list[Path], expected: dict[str, bytes], out: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    process = another_driver(address, out, paths, there, here)
+    try:
+        wait_for_lines(out, 2, process)
+        progress = draw(partial(toy_workers.load_meeting, paths, here, there), out)
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+    assert progress.images
+    check(out, expected)
+
+
+def test_the_command_draws_with_workers_what_it_draws_alone(
+    address: str, paths: list[Path], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.txt").write_text("a cat\na dog\n", "utf-8")
+    files = [argument for path in paths for argument in ("--model", str(path))]
+    small = ["--height", "32", "--width", "32", "--steps", "1", "--device", "cpu", "--seed", "3"]
+    command = ["batch", str(tmp_path / "job.txt"), *files, *small]
+
+    assert run([*command, "-o", str(out / "alone")]) == 0
+    assert run([*command, "-o", str(out / "workers"), "--workers", "1"]) == 0
+    assert run([*command, "-o", str(out), "--workers", "1", "--ledger", "ledger-mine.jsonl"]) == 1
+
+    assert contents(out / "workers") == contents(out / "alone")
+    said = capsys.readouterr()
+    assert f"{out / 'workers'}: 2 drawn, 0 were there" in said.out
+    assert "--ledger names the ledger of one process" in said.err
+
+
+def test_more_workers_than_there_is_room_for_are_refused(address: str, paths: list[Path], out: Path) -> None:
+    with pytest.raises(InvalidRequest, match="9 workers do not fit: this Ray has 4 processors"):
+        run_distributed(partial(toy_workers.load, paths), entries(4), out, workers=9)
+
+
+def test_an_error_of_a_worker_is_that_of_the_run(address: str, out: Path) -> None:
+    load = partial(toy_workers.load, [out / "absent.safetensors"])
+
+    with pytest.raises(NotACheckpoint, match=r"absent\.safetensors") as caught:
+        run_distributed(load, entries(4), out, workers=1)
+
+    assert caught.value.path == out / "absent.safetensors"
+
+
+def test_without_ray_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr("importlib.import_module", lacking)
+
+    with pytest.raises(InvalidRequest, match=r'pip install "diffsynth\[distributed\]"'), clusters.cluster():
+        pass

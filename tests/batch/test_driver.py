@@ -1,0 +1,232 @@
+"""What a driver does with workers that die, fail, or draw something else; here they work in this process."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffsynth import HunyuanDiTImagePipeline
+from diffsynth.batch import Progress, make_plan, run_plan
+from diffsynth.batch.cluster import Cluster, WorkerLost
+from diffsynth.batch.distributed import HOPELESS, TRIES, Driver
+from diffsynth.batch.storage import Folder
+from diffsynth.batch.worker import Manner, Record, Task, Worker
+from diffsynth.errors import Cancelled, CorruptCheckpoint, DiffSynthError, InvalidRequest, Paused
+from tests.batch.test_run import contents
+from tests.batch.toy_workers import entries
+
+
+class Died(BaseException):
+    """Ends a worker, as a signal would."""
+
+
+class Here(Cluster):
+    """Workers in this process, which work when they are waited for."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.threads = 1
+        self.started = 0
+        self.bytes_sent: list[int] = []
+
+    def start(self, *arguments: Any) -> Worker:
+        self.started += 1
+        return Worker(*arguments)
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def ask(self, worker: Any, method: str, *arguments: Any) -> Any:
+        return lambda: getattr(worker, method)(*arguments)
+
+    def answered(self, promises: Sequence[Any], seconds: float | None) -> list[Any]:
+        return list(promises[:1])
+
+    def answer(self, promise: Any) -> Any:
+        try:
+            answer = promise()
+        except Died as error:
+            raise WorkerLost("killed") from error
+        if isinstance(answer, Record):
+            self.bytes_sent.append(len(pickle.dumps(answer)))
+        return answer
+
+    def records(self, workers: Sequence[Any]) -> dict[Any, Record]:
+        return {}
+
+    def stop(self, workers: Sequence[Any], promises: Sequence[Any]) -> None:
+        for worker in workers:
+            self.end(worker)
+
+    def end(self, worker: Worker) -> None:
+        worker.close()
+
+
+def draw(
+    make_pipe: Callable[[], HunyuanDiTImagePipeline], out: Path, cluster: Here | None = None, **options: Any
+) -> Progress:
+    """Draw the job of twenty images with workers in this process."""
+    driver = Driver(cluster or Here(2), make_pipe, out, Manner(), **options)
+    try:
+        plan = driver.plan(entries(20), "{index}.png", 4)
+        return driver.run(plan.units, verify=False, retry_failed=False)
+    finally:
+        driver.stop()
+
+
+@pytest.fixture
+def expected(pipe: HunyuanDiTImagePipeline, tmp_path: Path) -> dict[str, bytes]:
+    """What one process draws."""
+    run_plan(pipe, make_plan(pipe, entries(20), names="{index}.png", batch_size=4), tmp_path / "one")
+    return contents(tmp_path / "one")
+
+
+def dying(pipe: HunyuanDiTImagePipeline, monkeypatch: pytest.MonkeyPatch, when: Callable[[list[str]], bool]) -> None:
+    """Let the pipeline end its worker when it is to draw some prompts."""
+    draw_latents = pipe.draw_latents
+
+    def deadly(requests: Any, *others: Any) -> Any:
+        if when([request.prompt for request in requests]):
+            raise Died
+        return draw_latents(requests, *others)
+
+    monkeypatch.setattr(pipe, "draw_latents", deadly)
+
+
+def test_workers_draw_what_one_process_draws_each_image_once(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes]
+) -> None:
+    cluster = Here(2)
+
+    progress = draw(lambda: pipe, out, cluster)
+    again = draw(lambda: pipe, out)
+
+    assert (progress.images, progress.drawn, progress.failures) == (16, 16, {})
+    assert (again.images, again.finished) == (0, 16)
+    assert contents(out) == expected
+    assert len(Folder(out).history().finished) == 16
+    assert all(len(found) == 1 for found in Folder(out).history().finished.values())
+    assert max(cluster.bytes_sent) < 250
+
+
+def test_a_worker_that_dies_once_changes_nothing(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[str] = []
+
+    def once(prompts: list[str]) -> bool:
+        deaths.extend(prompts)
+        return deaths.count("a cat number 5") == 1 and "a cat number 5" in prompts
+
+    dying(pipe, monkeypatch, once)
+    cluster = Here(2)
+
+    progress = draw(lambda: pipe, out, cluster)
+
+    assert cluster.started == 3
+    assert (progress.drawn, progress.failures) == (16, {})
+    assert contents(out) == expected
+
+
+def test_an_image_that_ends_every_worker_fails_and_its_companions_do_not(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying(pipe, monkeypatch, lambda prompts: "a cat number 5" in prompts)
+    cluster = Here(2)
+
+    progress = draw(lambda: pipe, out, cluster)
+
+    assert progress.failures == {"5.png": f"{TRIES} workers died while they drew it"}
+    assert progress.drawn == 15
+    assert cluster.started == 2 + 2 * TRIES
+    assert contents(out).keys() == expected.keys() - {"5.png"}
+    ((reason,),) = Folder(out).history().failures.values()
+    assert reason == progress.failures["5.png"]
+
+
+def test_when_all_workers_die_the_run_pauses(
+    pipe: HunyuanDiTImagePipeline, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying(pipe, monkeypatch, lambda prompts: True)
+    cluster = Here(2)
+
+    with pytest.raises(Paused, match=f"{HOPELESS} workers died one after another"):
+        draw(lambda: pipe, out, cluster)
+
+    assert cluster.started < 2 + HOPELESS
+
+
+def test_what_an_image_fails_of_is_told_once(
+    pipe: HunyuanDiTImagePipeline, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_latents = pipe.draw_latents
+
+    def failing(requests: Any, *others: Any) -> Any:
+        if any(request.seed == 5 for request in requests):
+            raise RuntimeError("no such luck")
+        return draw_latents(requests, *others)
+
+    monkeypatch.setattr(pipe, "draw_latents", failing)
+
+    progress = draw(lambda: pipe, out)
+
+    assert progress.failures == {"5.png": "RuntimeError: no such luck"}
+    assert (progress.drawn, progress.step) == (15, 16)
+
+
+def test_a_worker_with_other_weights_or_settings_is_refused(
+    pipe: HunyuanDiTImagePipeline, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(pipe, entries(4), names="{index}.png")
+    monkeypatch.setattr(type(pipe), "describe", lambda self: {"conventions": "others"})
+
+    with pytest.raises(InvalidRequest, match="does not draw what was planned"):
+        Worker(lambda: pipe, out, 0, 1, Manner()).draw(Task(plan.units[0]))
+
+
+def test_a_worker_stops_with_the_step_at_which_it_is(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
+    plan = make_plan(pipe, entries(4), names="{index}.png")
+    worker = Worker(lambda: pipe, out, 0, 1, Manner())
+    worker.stop()
+
+    with pytest.raises(Cancelled):
+        worker.draw(Task(plan.units[0]))
+
+    worker.close()
+    assert worker.record() == Record(plan.units[0].name)
+
+
+def test_the_driver_stops_when_it_is_asked_to(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
+    def stop(done: Any) -> None:
+        if done.step:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        draw(lambda: pipe, out, on_step=stop)
+
+
+def test_workers_of_one_machine_have_a_ledger_each(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
+    plan = make_plan(pipe, entries(4), names="{index}.png")
+    workers = [Worker(lambda: pipe, out, 0, 1, Manner()) for _ in range(2)]
+
+    for worker, unit in zip(workers, plan.units, strict=False):
+        worker.draw(Task(unit))
+
+    assert [name.rpartition("-")[2] for name in Folder(out).glob("ledger*")] == ["0.jsonl", "1.jsonl"]
+    for worker in workers:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptCheckpoint("dit.pt", "is cut", "Download it again."), Paused("the disk is full"), Cancelled()]
+)
+def test_errors_say_the_same_in_another_process(error: DiffSynthError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
