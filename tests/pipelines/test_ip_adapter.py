@@ -21,6 +21,7 @@ from diffsynth.models.hunyuan_dit.blocks import CrossAttention
 from diffsynth.models.hunyuan_dit.rope import Rope
 from diffsynth.pipelines.ip_adapter import MEAN, SPREAD
 from tests.adapters import ENCODER, HUNYUAN_DIT, write_hunyuan_dit_ip_adapter, write_ip_adapter
+from tests.naming import as_written
 
 from .toy import OTHER_PROMPT, PROMPT, assert_same_latents, draw_ours, load_toy
 
@@ -145,7 +146,7 @@ HALF.paste("white", (0, 0, 48, 64))
         {"tiled": True, "tile_size": 3, "tile_stride": 2},
         {"hires_scale": 1.5, "hires_strength": 1.0},
     ],
-    ids=str,
+    ids=as_written,
 )
 def test_pictures_and_their_weight_show_beside_other_settings(drawing: Make, settings: dict[str, Any]) -> None:
     shown = [

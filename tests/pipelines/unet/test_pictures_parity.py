@@ -68,7 +68,7 @@ def test_painting_in_is_that_of_diffusers(release: Release, strength: float) -> 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_a_network_made_for_inpainting_paints_as_that_of_diffusers(release: Release, strength: float) -> None:
-    pipe = load([release("sd15-inpainting")], SDImagePipeline)
+    pipe = load([release("sd15-inpainting")], SDImagePipeline, prediction="velocity")
     case: dict[str, Any] = {"input_image": picture(), "mask_image": mask(), "denoising_strength": strength}
 
     _, latents = draw(pipe, PROMPT, scheduler="ddim", num_inference_steps=5, **case)
