@@ -23,9 +23,10 @@ test: $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Downloads and batches that are killed five hundred times each.
+# Downloads and batches that are killed five hundred times each; a larger job for workers that are killed.
 soak: $(VENV)/.tools
 	DIFFSYNTH_TEST_KILLS=500 $(BIN)/python -m pytest tests/batch/test_kills.py tests/hub/test_processes.py
+	DIFFSYNTH_SOAK_IMAGES=256 $(BIN)/python -m pytest tests/batch/test_distributed.py
 
 full-size: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.full_size
@@ -34,6 +35,7 @@ full-size: $(VENV)/.tools
 benchmark: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.denoise
+	$(BIN)/python -m benchmarks.batch
 	$(BIN)/python -m benchmarks.download
 	$(BIN)/python -m benchmarks.lora_memory
 

@@ -42,6 +42,22 @@ def test_decoding_with_the_released_autoencoder(side: int, tflops: float) -> Non
     assert decode_cost(vae, side // 8, side // 8) / 1e12 == pytest.approx(tflops, rel=0.06)
 
 
+@pytest.mark.parametrize(("tflops", "seconds", "days"), [(100, 5.8, 6.7), (150, 3.9, 4.5)])
+def test_a_hundred_million_large_images_take_a_thousand_devices_a_week(
+    tflops: int, seconds: float, days: float
+) -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(AutoencoderKLConfig())
+
+    denoise, decode = 2 * 20 * hunyuan_dit_step(HunyuanDiTConfig(), 128, 128), decode_cost(vae, 128, 128)
+
+    assert denoise / 1e12 == pytest.approx(571, rel=2e-3)
+    assert denoise / (denoise + decode) == pytest.approx(0.982, abs=2e-3)
+    one = (denoise + decode) / (tflops * 1e12)
+    assert one == pytest.approx(seconds, abs=0.05)
+    assert 1e8 * one / 1000 / 86400 == pytest.approx(days, abs=0.05)
+
+
 def test_unets_are_counted_and_grow_with_the_picture() -> None:
     with torch.device("meta"):
         small, large = UNet(UNetConfig.tiny()), UNet(UNetConfig.tiny_xl())
