@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from diffsynth import DiffSynthError, HunyuanDiTImagePipeline, ModelManager, download_models
+from diffsynth.pipelines.lettering import Lettering
 
 # Each with its English wording, for a system without a Chinese font.
 PROMPTS = {
@@ -31,47 +32,23 @@ PROMPTS = {
 }
 COLUMNS, SIDE, SHOWN = 4, 128, 256  # pictures in a row; pixels of a picture as drawn, and on the sheet
 LETTER, LINE, GAP = 16, 21, 12
-FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf",
-         "Hiragino Sans GB.ttc", "STHeiti Medium.ttc", "msyh.ttc", "simsun.ttc")  # fmt: skip
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def chinese_font() -> Font | None:
-    """Return a font with Chinese characters, if the system has one."""
-    for name in FONTS:
-        try:
-            return ImageFont.truetype(name, LETTER)
-        except OSError:
-            continue
-    return None
-
-
-def lines(text: str, font: Font, width: int) -> list[str]:
-    """Break a text into lines of at most ``width`` pixels, between words or Chinese characters."""
-    parts, glue = (text.split(" "), " ") if text.isascii() else (list(text), "")
-    rows = [parts[0]]
-    for part in parts[1:]:
-        longer = rows[-1] + glue + part
-        rows = [*rows[:-1], longer] if font.getlength(longer) <= width else [*rows, part]
-    return rows
 
 
 def sheet(images: Sequence[Image.Image]) -> Image.Image:
     """Lay pictures out in rows, each over its prompt."""
-    chinese, plain = chinese_font(), ImageFont.load_default(LETTER)
+    letters = Lettering(LETTER)
+    chinese = all(map(letters.can_show, PROMPTS))
     across, down = SHOWN + GAP, SHOWN + 3 * LINE
     page = Image.new("RGB", (COLUMNS * across + GAP, -(-len(images) // COLUMNS) * down + LINE), "white")
     draw = ImageDraw.Draw(page)
     for number, (image, (prompt, english)) in enumerate(zip(images, PROMPTS.items(), strict=True)):
         x, y = GAP + number % COLUMNS * across, GAP + number // COLUMNS * down
         page.paste(image.resize((SHOWN, SHOWN), Image.Resampling.LANCZOS), (x, y))
-        font = chinese or plain
         text = prompt if chinese or not english else f"[{english}]"
-        for row, line in enumerate(lines(text, font, SHOWN)):
-            draw.text((x, y + SHOWN + 4 + row * LINE), line, fill="black", font=font)
+        for row, line in enumerate(letters.lines(text, SHOWN)):
+            letters.write(draw, (x, y + SHOWN + 4 + row * LINE), line, "black")
     if not chinese:
-        draw.text((GAP, page.height - LINE), "[in brackets: asked in Chinese]", fill="gray", font=plain)
+        letters.write(draw, (GAP, page.height - LINE), "[in brackets: asked in Chinese]", "gray")
     return page
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from diffsynth.pipelines.lettering import Lettering
 from examples.emoji_painter.colors import COLORS
 from examples.emoji_painter.objects import things
 from examples.emoji_painter.scenes import arrange, caption, random_scene
@@ -27,24 +28,13 @@ def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], columns: int = 8)
     width, height = pictures[0][1].size
     across, down = width + GAP, height + LINES * LINE + GAP
     sheet = Image.new("RGB", (columns * across, -(-len(pictures) // columns) * down), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LETTER)
+    draw, letters = ImageDraw.Draw(sheet), Lettering(LETTER)
     for index, (text, picture) in enumerate(pictures):
         x, y = index % columns * across, index // columns * down
         sheet.paste(picture, (x, y))
-        for line, part in enumerate(_lines(text, width, font)[:LINES]):
-            draw.text((x, y + height + line * LINE), part, fill="black", font=font)
+        for line, part in enumerate(letters.lines(text, width, LINES)):
+            letters.write(draw, (x, y + height + line * LINE), part, "black")
     return sheet
-
-
-def _lines(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    lines: list[str] = []
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(joined) <= width:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    return lines
 
 
 def main(folder: Path) -> None:

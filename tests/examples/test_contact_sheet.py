@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
 from diffsynth.hub import bundled
+from diffsynth.pipelines import lettering
 from examples import contact_sheet
-from examples.contact_sheet import PROMPTS, SHOWN, SIDE, lines, sheet
+from examples.contact_sheet import PROMPTS, SHOWN, SIDE, sheet
 
 
 def test_half_of_the_prompts_are_chinese_and_can_be_told_without_a_chinese_font() -> None:
@@ -25,7 +26,7 @@ def test_half_of_the_prompts_are_chinese_and_can_be_told_without_a_chinese_font(
 
 
 def test_every_picture_is_on_the_sheet_over_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contact_sheet, "chinese_font", lambda: None)
+    monkeypatch.setattr(lettering, "_of_the_system", lambda size: [])
     pictures = [Image.new("RGB", (SIDE, SIDE), (20 * number, 0, 0)) for number in range(len(PROMPTS))]
 
     page = sheet(pictures)
@@ -34,17 +35,6 @@ def test_every_picture_is_on_the_sheet_over_its_prompt(monkeypatch: pytest.Monke
     assert {(20 * number, 0, 0) for number in range(len(PROMPTS))} <= colors
     assert page.width >= 4 * SHOWN
     assert page.height >= 3 * SHOWN
-
-
-def test_long_prompts_are_broken_between_words_or_chinese_characters() -> None:
-    font = ImageFont.load_default(16)
-
-    english, chinese = lines("a penguin and a snowman", font, 100), lines("一只熊猫，蓝色背景", font, 60)
-
-    assert " ".join(english) == "a penguin and a snowman"
-    assert "".join(chinese) == "一只熊猫，蓝色背景"
-    assert all(font.getlength(row) <= 100 for row in english)
-    assert min(len(english), len(chinese)) > 1
 
 
 def test_without_the_model_it_says_so_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
