@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,8 @@ from diffsynth.errors import DiffSynthError, InvalidRequest, printable
 logger = logging.getLogger(__name__)
 
 CONTROL = "control"  # calls that are answered while a unit is drawn
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 1.0  # a worker that still starts does not answer
+REACH_SECONDS = 10.0
 LEAVING_SECONDS = 10.0  # of a worker that was asked to stop
 STORE_BYTES = 100 * 1024**2  # of Ray's object store, in which only plans and records lie
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_COLOR_PREFIX": "0"}
@@ -71,13 +73,13 @@ class Cluster:
 
         Raises:
             WorkerLost: the worker died.
-            DiffSynthError: as it was raised in the worker.
+            DiffSynthError, OSError: as the worker raised it.
         """
         lost = self._ray.exceptions
         try:
             return self._ray.get(promise)
         except lost.RayTaskError as error:
-            if isinstance(error.cause, DiffSynthError):
+            if isinstance(error.cause, (DiffSynthError, OSError)):
                 raise error.cause from None
             raise
         except (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.ObjectLostError) as error:
@@ -166,15 +168,26 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
     with _signals_kept():
         try:
             if address is not None:
+                _check_reachable(address)
                 ray.init(address=address, **quiet)
                 return
             processors = max(os.cpu_count() or 1, workers or 1)
             ray.init("local", num_cpus=processors, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
             if (here := ray.util.get_node_ip_address()) != "127.0.0.1":
                 logger.warning("Ray listens at %s, not only on this machine, since it was imported before", here)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             where = "a Ray of its own" if address is None else f"the Ray at {printable(address)}"
             raise InvalidRequest(f"{where} cannot be used: {_first_line(error)}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError or ValueError unless somebody listens at HOST:PORT; Ray itself would try for minutes."""
+    if address == "auto" or "://" in address:
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError("an address is HOST:PORT, such as 10.0.0.1:6379, or auto")
+    socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
 
 
 @contextmanager

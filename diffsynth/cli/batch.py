@@ -39,10 +39,10 @@ def batch(
         str | None, typer.Option(metavar="I/N", help="Draw part I of N, from 0; each has a ledger.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Draw with N processes; one per accelerator by default, with --ray.")
+        int | None, typer.Option(min=1, help="Draw with so many processes; else, with --ray, one per accelerator.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Draw with the machines of a running Ray; local: of none.")
+        str | None, typer.Option(metavar="ADDRESS", help="Draw with a running Ray; auto finds it, local starts one.")
     ] = None,
     ledger: Annotated[str | None, typer.Option(help="Name of the ledger: ledger-NAME.jsonl.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is finished, and compare hashes.")] = False,

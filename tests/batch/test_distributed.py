@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -180,6 +181,16 @@ def test_an_error_of_a_worker_is_that_of_the_run(address: str, out: Path) -> Non
         run_distributed(load, entries(4), out, workers=1)
 
     assert caught.value.path == out / "absent.safetensors"
+
+
+@pytest.mark.parametrize(("there", "problem"), [("127.0.0.1:9", "refused"), ("there", "an address is HOST:PORT")])
+def test_an_address_where_no_ray_is_is_told_at_once(monkeypatch: pytest.MonkeyPatch, there: str, problem: str) -> None:
+    ray = importlib.import_module("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
+
+    with pytest.raises(InvalidRequest, match=f"the Ray at {there} cannot be used: .*{problem}"):
+        clusters.cluster(there).__enter__()
 
 
 def test_without_ray_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
