@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffsynth.batch.jobs import Job, Problems, Row
-from diffsynth.batch.values import frozen, listed_values, of_job, of_text, size_of
+from diffsynth.batch.values import listed_values, of_job, of_text, size_of
 from diffsynth.batch.wildcards import Wildcards
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.request import ALIASES, ImageRequest, check_range, resolve_names
@@ -66,8 +67,9 @@ class Expansion:
     problems: Problems = field(default_factory=Problems)
 
     def __post_init__(self) -> None:
-        self._fields = self.request_type.settings()
-        self._shared: dict[Shared, Shared] = {}
+        self._kinds = {name: str(field.type) for name, field in self.request_type.settings().items()}
+        self._shared: dict[tuple[Any, ...], Shared] = {}
+        self._usual: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._words = Wildcards(self.job.folder)
 
     def entries(self) -> list[Entry]:
@@ -88,8 +90,11 @@ class Expansion:
         return found
 
     def _of_row(self, row: Row) -> Iterator[tuple[int, str, Any, Any, Shared, str | None]]:
-        given = {**_named(self.defaults), **_named({k: v for k, v in row.settings.items() if k != "sweep"})}
-        axes = self._axes(row)
+        if self._usual is None:
+            self._usual = _named(self.defaults), _named(self.sweeps)
+        own = _named(row.settings)
+        axes = self._axes({**self._usual[1], **_swept(own.pop("sweep", {}))})
+        given = {**self._usual[0], **own}
         names = list(axes)
         if math.prod(len(values) for values in axes.values()) > MOST_IMAGES:
             raise InvalidRequest(f"{row.where}: the sweep has more than {MOST_IMAGES:,} combinations.")
@@ -102,20 +107,14 @@ class Expansion:
                 seed = first + number if isinstance(first, int) else first
                 yield self._filled(row, settings, seed, name)
 
-    def _axes(self, row: Row) -> dict[str, list[Any]]:
-        own = row.settings.get("sweep", {})
-        if isinstance(own, str):
-            own = _parsed(own)
-        if not isinstance(own, Mapping):
-            raise _RowProblem(f"sweep must be an object of lists, not {printable(repr(own))}.")
+    def _axes(self, swept: Mapping[str, Any]) -> dict[str, list[Any]]:
         try:
-            swept = {**_named(self.sweeps), **_named(own)}
             return {name: listed_values(name, values, self._kind(name)) for name, values in swept.items()}
         except InvalidRequest as error:
             raise _RowProblem(str(error)) from error
 
     def _kind(self, name: str) -> str:
-        return str(self._fields[name].type) if name in self._fields else OWN.get(name, "str")
+        return self._kinds.get(name) or OWN.get(name, "str")
 
     def _read(self, row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings with values as requests have them; what is wrong with one is noted, and it left out."""
@@ -126,10 +125,10 @@ class Expansion:
                     settings |= size_of(value)
                 elif name in OWN:
                     settings[name] = self._own(name, value)
-                elif name in self._fields:
-                    settings[name] = of_job(value, self._fields[name], self.job)
+                elif name in self._kinds:
+                    settings[name] = of_job(value, self._kinds[name], self.job)
                 else:
-                    resolve_names({name: value}, tuple(self._fields), (*OWN, "sweep"))
+                    resolve_names({name: value}, tuple(self._kinds), (*OWN, "sweep"))
             except (InvalidRequest, OSError) as error:
                 self.problems.add(row.where, str(error))
         if not isinstance(settings.get("prompt"), str):
@@ -161,9 +160,9 @@ class Expansion:
                     except InvalidRequest as error:
                         raise _RowProblem(str(error)) from error
         prompt = filled.pop("prompt")
-        shared: Shared = tuple(sorted((each, frozen(value)) for each, value in filled.items()))
+        shared: Shared = tuple(sorted(filled.items()))
         try:
-            shared = self._shared.setdefault(shared, shared)
+            shared = self._shared.setdefault((shared, *map(type, filled.values())), shared)  # 1 and true differ
         except TypeError as error:
             raise _RowProblem(f"a value is of a kind that no setting has ({printable(error)}).") from error
         return row.number, row.where, str(prompt), seed, shared, name
@@ -184,13 +183,16 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _parsed(text: str) -> Any:
-    import json
-
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _RowProblem(f"sweep is not JSON: {printable(error)}.") from error
+def _swept(own: Any) -> dict[str, Any]:
+    """Return the sweep of a row, by our names; in a table it is JSON."""
+    if isinstance(own, str):
+        try:
+            own = json.loads(own)
+        except (ValueError, RecursionError) as error:
+            raise _RowProblem(f"sweep is not JSON: {printable(error)}.") from error
+    if not isinstance(own, Mapping):
+        raise _RowProblem(f"sweep must be an object of lists, not {printable(repr(own))}.")
+    return _named(own)
 
 
 def check_entries(entries: Sequence[Entry], request_type: type[ImageRequest], problems: Problems) -> None:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.request import ImageRequest
@@ -27,8 +27,7 @@ SUFFIXES = (".jsonl", ".csv", ".txt")
 MOST_PROBLEMS = 200
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a job.
 
     Args:
@@ -111,13 +110,13 @@ def read_job(source: str | Path | Rows) -> Job:
 
 
 def _of_json_lines(path: Path, text: str, problems: Problems) -> Iterator[Row]:
-    number = 0
+    number, decode = 0, json.JSONDecoder(object_pairs_hook=_once).decode
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
         where = f"{path.name}, line {line}"
         try:
-            settings = json.loads(content, object_pairs_hook=_once)
+            settings = decode(content)
         except (ValueError, RecursionError) as error:
             problems.add(where, f"is not JSON: {printable(error)}.")
             continue

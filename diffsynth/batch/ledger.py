@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
@@ -31,6 +32,11 @@ logger = logging.getLogger(__name__)
 Line: TypeAlias = Mapping[str, Any]
 
 PATTERN = "ledger*.jsonl"
+# How ``Ledger`` begins the line of an image with one plain name; read without the rest, which is long.
+FINISHED = re.compile(
+    rb'\{"key":"([0-9a-f]+)","files":\["([ !#-\[\]-~]+)"\],'
+    rb'"sha256":"([0-9a-f]+)","size":(\d+),"mtime_ns":(\d+)[,}].*\}\n'
+)
 SET_ASIDE = 3  # failures of an image after which it is not tried again unasked
 
 
@@ -51,31 +57,43 @@ class Finished(NamedTuple):
 
 
 class History:
-    """What ledgers say, taken together.
+    """What ledgers say, taken together."""
 
-    Args:
-        lines: of all ledgers, those of one in the order in which they were written.
-    """
-
-    def __init__(self, lines: Iterable[Line] = ()) -> None:
+    def __init__(self) -> None:
         self.finished: dict[str, list[Finished]] = {}
         self.failures: dict[str, list[str]] = {}
-        for line in lines:
-            self.add(line)
 
-    @classmethod
-    def of(cls, folder: Path) -> Self:
-        """Read all ledgers of a folder; a last line that is not finished is left out."""
-        return cls(line for path in sorted(folder.glob(PATTERN)) for line in read_lines(path))
+    def read(self, file: BinaryIO, where: object) -> None:
+        """Take note of an open ledger's lines, in the order in which they were written.
 
-    def add(self, line: Line) -> None:
-        """Take note of one more line."""
-        if "sha256" in line:
-            found = Finished(tuple(line["files"]), line["sha256"], line["size"], line["mtime_ns"])
-            self.finished.setdefault(line["key"], []).append(found)
-            self.failures.pop(line["key"], None)
-        elif "failed" in line:
-            self.failures.setdefault(line["key"], []).append(line["failed"])
+        Args:
+            file: the ledger; a last line that is not finished is left out.
+            where: its name, for messages.
+        """
+        for number, line in enumerate(file, 1):
+            if found := FINISHED.fullmatch(line):
+                key, name, digest = found[1].decode(), found[2].decode(), found[3].decode()
+                self._finish(key, Finished((name,), digest, int(found[4]), int(found[5])))
+            elif line.endswith(b"\n") and not self._add(_parsed(line)):
+                _left_out(where, number)
+
+    def _add(self, line: Line | None) -> bool:
+        """Take note of a line, and return whether it is one."""
+        try:
+            if line is None:
+                return False
+            if "sha256" in line:
+                found = Finished(tuple(line["files"]), line["sha256"], line["size"], line["mtime_ns"])
+                self._finish(line["key"], found)
+            elif "failed" in line:
+                self.failures.setdefault(line["key"], []).append(line["failed"])
+        except (LookupError, TypeError):
+            return False
+        return True
+
+    def _finish(self, key: str, found: Finished) -> None:
+        self.finished.setdefault(key, []).append(found)
+        self.failures.pop(key, None)
 
     def set_aside(self, key: str) -> bool:
         """Whether an image failed so often that it is not tried again unasked."""
@@ -121,7 +139,7 @@ class Ledger:
         Raises:
             OSError: they cannot be written.
         """
-        text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
+        text = "".join(map(line_of, lines))
         before = os.fstat(self._file.fileno()).st_size
         try:
             write_all(self._file.fileno(), text.encode("utf-8", "surrogatepass"))
@@ -134,20 +152,24 @@ class Ledger:
             raise
 
 
+def line_of(content: Line) -> str:
+    """Return a line of a ledger."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a ledger that are whole; another process may be writing it."""
     with path.open("rb") as file:
-        yield from parsed_lines(file, path)
+        for number, line in enumerate(file, 1):
+            content = _parsed(line)
+            if content is not None:
+                yield content
+            elif line.endswith(b"\n"):
+                _left_out(path, number)
 
 
-def parsed_lines(file: BinaryIO, where: object) -> Iterator[dict[str, Any]]:
-    """Yield the lines of an open ledger that are whole."""
-    for number, line in enumerate(file, 1):
-        content = _parsed(line)
-        if content is not None:
-            yield content
-        elif line.endswith(b"\n"):
-            logger.warning("%s, line %d is damaged and left out", where, number)
+def _left_out(where: object, number: int) -> None:
+    logger.warning("%s, line %d is damaged and left out", where, number)
 
 
 def _torn(path: Path) -> int:

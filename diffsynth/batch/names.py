@@ -15,6 +15,7 @@ USUAL = "{index:06d}-{seed}.png"
 OWN = ("index", "row", "key", "prompt", "seed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 UNPRINTABLE = re.compile(r"[\x00-\x1f]|^[A-Za-z]:")
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_ .-]{,100}\.(png|jpg|jpeg|webp)")  # nothing is wrong with these
 LONGEST = 255  # bytes of a name, on nearly every file system
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')
 
@@ -77,6 +78,8 @@ def checked(name: str) -> str:
     Raises:
         InvalidRequest: it leads out of the folder, or cannot be a file's.
     """
+    if PLAIN.fullmatch(name):
+        return name
     path = name.replace(os.sep, "/")
     parts = [part for part in path.split("/") if part != "."]
     if not all(parts) or ".." in parts or UNPRINTABLE.search(name):

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Self, override
 
-from diffsynth.batch.ledger import PATTERN, History, Line, parsed_lines
+from diffsynth.batch.ledger import Line
 from diffsynth.batch.storage import Stamp, Storage
 from diffsynth.errors import InvalidRequest, printable
 
@@ -116,14 +116,6 @@ class ObjectStore(Storage):
     @override
     def ledger(self, name: str) -> LedgerInParts:
         return LedgerInParts(name.removesuffix(".jsonl"), self._create)
-
-    @override
-    def history(self) -> History:
-        return History(line for name in self.glob(PATTERN) for line in self._lines(name))
-
-    def _lines(self, name: str) -> Iterator[Line]:
-        with self.open(name) as file:
-            yield from parsed_lines(file, self.where(name))
 
     def _listing(self) -> dict[str, int]:
         """Return sizes by name; the store is asked once, and what this process creates is added."""

@@ -132,6 +132,8 @@ class Files(Output):
         """Return what is new of an image whose files are there; missing names are linked to others."""
         have = {name for file in known if self.is_there(file, verify=verify) for name in self._present(file)}
         missing = [name for name in item.names if name not in have]
+        if not missing:
+            return []
         here = [name for name in missing if self._found(name, item)]
         adopted = []
         for suffix in dict.fromkeys(map(_suffix, missing)):

@@ -92,7 +92,7 @@ def _completed(pipe: ImagePipeline[Any], shared: Shared) -> tuple[ImageRequest, 
     complete = request_json(request)
     for name in ("prompt", "negative_prompt", "seed"):
         del complete[name]
-    return request, complete, _hash([complete, drawn_with(pipe, request)])
+    return request, complete, _hash(json.dumps([complete, drawn_with(pipe, request)], sort_keys=True))
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
     template = NameTemplate(names, pipe.request_type.settings())
     grouping = _Grouping(pipe, batch_size)
     groups: dict[str, list[Item]] = {}
-    places: dict[str, tuple[str, int]] = {}
+    places: dict[str, tuple[list[Item], int]] = {}
     taken: dict[str, str] = {}
     for entry in entries:
         try:
             group, negative = grouping.of(entry)
-            key = _hash([group.digest, entry.prompt, negative, entry.seed])
+            key = _hash(" ".join((group.digest, str(entry.seed), json.dumps(entry.prompt), json.dumps(negative))))
             name = _name(entry, key, group, template)
         except InvalidRequest as error:
             problems.add(entry.where, str(error))
@@ -173,13 +173,13 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
             problems.add(entry.where, f"another image is to have the name {printable(name)} too.")
         elif key not in places:
             items = groups.setdefault(group.digest, [])
-            places[key] = (group.digest, len(items))
+            places[key] = (items, len(items))
             items.append(Item(key, entry.index, entry.prompt, negative, entry.seed, (name,)))
         else:
-            digest, place = places[key]
-            first = groups[digest][place]
+            items, place = places[key]
+            first = items[place]
             if name not in first.names:
-                groups[digest][place] = replace(first, names=(*first.names, name))
+                items[place] = replace(first, names=(*first.names, name))
     problems.refuse("the job cannot be drawn")
     units = [
         Unit(grouping.groups[digest], tuple(items[start : start + UNIT]))
@@ -268,5 +268,5 @@ def _name(entry: Entry, key: str, group: Group, template: NameTemplate) -> str:
     return template.fill({**group.complete, **own} if template.fields - own.keys() else own)
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,32 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 MOST_VALUES = 1_000_000
 
 
-def of_job(value: Any, field: Field[Any], job: Job) -> Any:
+def of_job(value: Any, kind: str, job: Job) -> Any:
     """Return a setting's value, hashable: pictures found, and text of a table read as the setting's type.
+
+    Args:
+        value: as the job has it.
+        kind: the setting's type.
+        job: whose folder pictures are looked for in.
 
     Raises:
         InvalidRequest: a picture cannot be used.
         OSError: a picture cannot be read.
     """
-    kind = str(field.type)
     if isinstance(value, Cell):
         value = of_text(value, kind)
     if "Image" in kind:
         several = isinstance(value, (list, tuple))
         return tuple(_picture(each, job) for each in value) if several else _picture(value, job)
-    return frozen(value)
+    value = frozen(value)
+    return _as_floats(value) if "float" in kind else value
+
+
+def _as_floats(value: Any) -> Any:
+    """Return whole numbers as floats: 2 and 2.0 are one image, with one key."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_floats, value))
+    return float(value) if type(value) is int and abs(value) < 2**53 else value
 
 
 def of_text(text: str, kind: str) -> Any:

@@ -208,11 +208,12 @@ def test_a_torn_last_line_is_cut_off_and_the_rest_is_kept(tmp_path: Path, torn: 
     assert run_batch(FakePipeline(), JOB[:3], tmp_path).finished == 3
 
 
-def test_a_damaged_line_in_the_middle_costs_nothing_but_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"@@@", b'{"key": "a", "sha256": "b"}', b'{"key": [], "failed": "so"}', b"[]"])
+def test_a_damaged_line_in_the_middle_costs_nothing_but_itself(tmp_path: Path, damaged: bytes) -> None:
     run_batch(FakePipeline(), JOB[:3], tmp_path)
     path = tmp_path / "ledger.jsonl"
     kept = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([kept[0], b"@@@", *kept[2:]]))
+    path.write_bytes(b"\n".join([kept[0], damaged, *kept[2:]]))
 
     progress = run_batch(FakePipeline(), JOB[:3], tmp_path)
 

@@ -234,3 +234,17 @@ def test_settings_are_refused_for_every_reason_at_once() -> None:
 
     assert len(settings_problems(bad, HunyuanDiTRequest)) == 4
     assert settings_problems({"cfg_scale": 2, "height": 64}, HunyuanDiTRequest) == []
+
+
+def test_whole_numbers_and_floats_are_one_setting_in_any_order() -> None:
+    rows = [{"prompt": "a", "cfg_scale": 3}, {"prompt": "a", "cfg_scale": 3.0}]
+
+    for job in (rows, rows[::-1]):
+        first, second = entries(job)
+        assert first.shared is second.shared
+        assert [repr(value) for _, value in first.shared] == ["3.0"]
+
+
+def test_a_truth_is_no_number_whatever_the_row_before_has() -> None:
+    with pytest.raises(InvalidRequest, match="1 problem:\n  request 2: cfg_scale must be a number"):
+        entries([{"prompt": "a", "cfg_scale": 1}, {"prompt": "a", "cfg_scale": True}])
