@@ -11,7 +11,7 @@ from typing import Any
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.latent_file import SUFFIX, open_latents
 from diffsynth.pipelines.latent_image import LatentImage
-from diffsynth.pipelines.pictures import open_picture
+from diffsynth.pipelines.pictures import eight_bits, open_picture
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ def digest_of(picture: Any) -> str:
         hasher.update(picture.values.float().cpu().contiguous().numpy().tobytes())
         hasher.update(repr((picture.downscale, picture.latent_scale)).encode())
     else:
-        hasher.update(picture.convert("RGBA").tobytes())
+        hasher.update(eight_bits(picture).convert("RGBA").tobytes())
     return hasher.hexdigest()

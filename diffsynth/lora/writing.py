@@ -121,7 +121,8 @@ def spell(networks: Sequence[NetworkChanges], to: str, *, xl: bool = False) -> S
     for network in networks:
         names = NAMES.get(role(network.family, network.config, xl=xl), {})
         if to not in names:
-            known = f"It can be written as {', '.join(names)}." if names else ""
+            able = [name for name in names if len(networks) == 1 or not FORMATS[name].only]
+            known = f"It can be written as {', '.join(able)}." if able else "No format has; load the LoRA as it is."
             raise InvalidRequest(f"{to} ({kind.text}) has no names for changes of {network.family.name}. {known}")
         outer, layout = names[to]
         layers = list(_layers(network, layout))

@@ -17,6 +17,7 @@ from diffsynth.models.unet.config import UNetConfig
 from diffsynth.pipelines.codec import ImageCodec, Tiles, distinct
 from diffsynth.pipelines.latent_image import LatentImage
 from diffsynth.pipelines.latents import Noise, image_to_pixels
+from diffsynth.pipelines.pictures import eight_bits
 from diffsynth.pipelines.unet_request import UNetRequest
 from diffsynth.schedulers.base import SchedulerRun
 
@@ -123,7 +124,7 @@ def made_for_it(config: UNetConfig) -> bool:
 
 def mask_pixels(mask: Image.Image, height: int, width: int) -> Tensor:
     """Return a picture as (1, 1, height, width) of 0 and 1, cut at half brightness."""
-    grey = mask.convert("L")
+    grey = eight_bits(mask).convert("L")
     if grey.size != (width, height):
         grey = grey.resize((width, height), Image.Resampling.LANCZOS)
     values = torch.from_numpy(np.array(grey, dtype=np.float32) / 255)

@@ -16,7 +16,7 @@ from diffsynth.errors import AmbiguousModel, InvalidRequest
 from diffsynth.manager import ModelManager
 from diffsynth.models.clip_vision.model import ClipVision
 from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
-from diffsynth.pipelines.latents import rgb
+from diffsynth.pipelines.pictures import as_rgb
 from diffsynth.pipelines.precision import finite
 from diffsynth.pipelines.remarks import remark_idle
 from diffsynth.pipelines.texts import REMEDY
@@ -164,7 +164,7 @@ def clip_pixels(image: Image.Image, side: int, *, squashed: bool) -> Tensor:
         side: in pixels.
         squashed: whether it becomes a square as a whole, else its middle does.
     """
-    picture = rgb(image)
+    picture = as_rgb(image)
     short = min(picture.size)
     width, height = (side if squashed else int(side * length / short) for length in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from diffsynth.errors import NonFiniteResult
 from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+from diffsynth.pipelines.pictures import as_rgb, eight_bits
 from diffsynth.pipelines.precision import finite
 
 
@@ -73,17 +74,9 @@ def seed_from(source: int | torch.Generator | None) -> int:
     return source.initial_seed() if unused else drawn
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """Return an image in RGB; transparency is laid on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
-
-
 def rgb_of_size(image: Image.Image, height: int, width: int) -> Image.Image:
     """Return an image in RGB, resized if need be; transparency is laid on white."""
-    image = rgb(image)
+    image = as_rgb(image)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -163,7 +156,7 @@ def region_mask(mask: Image.Image, height: int, width: int) -> Tensor:
     Returns:
         (1, 1, height, width) float32, 0 to 1.
     """
-    pixels = np.array(mask.convert("RGB").resize((width, height)), dtype=np.float32)
+    pixels = np.array(eight_bits(mask).convert("RGB").resize((width, height)), dtype=np.float32)
     inside = torch.from_numpy(pixels / 127.5 - 1).mean(dim=2).gt(0).float()[None, None]
     offsets = torch.arange(-16, 17, dtype=torch.float32, device="cpu")
     kernel = torch.exp(-0.5 * (offsets / 10) ** 2)

@@ -1,4 +1,4 @@
-"""Open pictures that come from anywhere: damaged, huge, or no files at all."""
+"""Open pictures that come from anywhere, damaged, huge or no files at all, and bring them to colours of 8 bits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import stat
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from diffsynth.errors import InvalidRequest, printable
 
@@ -35,7 +37,7 @@ def open_file(path: str | PathLike[str]) -> BinaryIO:
 
 
 def open_picture(path: str | PathLike[str]) -> Image.Image:
-    """Read a picture completely.
+    """Read a picture completely, and turn it upright if it was taken with a turned camera.
 
     Raises:
         InvalidRequest: it is no picture, damaged, or of more than 64 million pixels.
@@ -46,7 +48,7 @@ def open_picture(path: str | PathLike[str]) -> Image.Image:
 
 
 def read_picture(stream: BinaryIO, name: str) -> Image.Image:
-    """Read a picture completely from an open file, whose name is for messages.
+    """Do what ``open_picture`` does with an open file, whose name is for messages.
 
     Raises:
         InvalidRequest: it is no picture, damaged, or of more than 64 million pixels.
@@ -66,4 +68,22 @@ def read_picture(stream: BinaryIO, name: str) -> Image.Image:
             image.load()
         except (OSError, *DAMAGED) as error:
             raise InvalidRequest(f"{name} is a damaged picture: {printable(error, 200)}.") from error
+        with suppress(OSError, *DAMAGED):  # of what a camera wrote beside the picture
+            ImageOps.exif_transpose(image, in_place=True)
         return image
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any mode but I and F, whose white nobody knows, in RGB; transparency is laid on white."""
+    image = eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return a grey picture of 16 bits, such as a depth map, brought to 8, and any other as it is."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))

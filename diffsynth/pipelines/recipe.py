@@ -29,7 +29,7 @@ from diffsynth.core.formats.content import FileStamp
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.errors import InvalidRequest, listed, printable
 from diffsynth.pipelines.latent_image import LatentImage
-from diffsynth.pipelines.pictures import DAMAGED, open_file
+from diffsynth.pipelines.pictures import DAMAGED, eight_bits, open_file
 from diffsynth.pipelines.request import ImageRequest
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def _plain(value: Any) -> Any:
         digest = hashlib.sha256(value.values.float().cpu().contiguous().numpy().tobytes()).hexdigest()
         return {"size": list(value.size), "latents_sha256": digest, "recipe": recipe_json(value)}
     if isinstance(value, Image.Image):
-        digest = hashlib.sha256(value.convert("RGBA").tobytes()).hexdigest()
+        digest = hashlib.sha256(eight_bits(value).convert("RGBA").tobytes()).hexdigest()
         return {"size": list(value.size), "sha256": digest}
     if isinstance(value, (tuple, list)):
         return [_plain(each) for each in value]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL.Image import Image
 
 from diffsynth.pipelines.codec import Tiled
+from diffsynth.pipelines.pictures import eight_bits
 from diffsynth.pipelines.request import ImageRequest
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def remark_idle(request: ImageRequest, names: Sequence[str], why: str) -> None:
 
 def remark_mask(mask: Image | None) -> None:
     """Tell when a mask has no white part, so that nothing is painted anew."""
-    if mask is not None and np.asarray(mask.convert("L")).max() < 128:
+    if mask is not None and np.asarray(eight_bits(mask).convert("L")).max() < 128:
         logger.warning("mask_image has no white part, so nothing of the input image is painted anew")
 
 

@@ -33,6 +33,7 @@ ALIASES = {
 HIRES = ("hires_scale", "hires_height", "hires_width", "hires_strength", "hires_steps", "hires_upscale")
 HIRES_SIZES = HIRES[:3]
 UPSCALES = ("pixel", "latent")
+UNKNOWN_WHITE = ("I", "F")  # modes of pictures with 32 bits, of which nothing tells what is white
 
 
 def setting(default: Any, description: str) -> Any:
@@ -164,14 +165,27 @@ def plain(value: Any) -> Any:
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """Return a list as a tuple, and a single picture, number or name as a list of one."""
+    """Return a list as a tuple, and a single picture, number or name as a list of one; see ``entries``."""
     value = plain(value)
-    if isinstance(value, (str, bool, int, float)) or hasattr(value, "convert"):
-        return (value,)
+    single = isinstance(value, (str, bool, int, float)) or hasattr(value, "convert")
+    return entries(name, (value,) if single else value)
+
+
+def entries(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the entries of a list, numbers of other libraries as Python's own.
+
+    Raises:
+        InvalidRequest: it is no list, or one of its entries is None.
+    """
     try:
-        return tuple(plain(each) for each in value)
-    except TypeError as error:
-        raise InvalidRequest(f"{name} must be a list, not {type(value).__name__}.") from error
+        found = None if isinstance(value, str) else tuple(plain(each) for each in value)
+    except TypeError:
+        found = None
+    if found is None:
+        raise InvalidRequest(f"{name} must be a list, not {type(value).__name__}.")
+    if any(each is None for each in found):
+        raise InvalidRequest(f"{name} has an entry that is None; give one for each, or leave the setting out.")
+    return found
 
 
 def check_range(name: str, value: float | None, low: float, high: float, *, whole: bool = False) -> None:
@@ -193,5 +207,9 @@ def check_picture(name: str, value: object, *, latents: bool = False) -> None:
     """Raise InvalidRequest unless a value is None or a PIL image, or if need be latents."""
     if value is not None and not hasattr(value, "convert") and not (latents and hasattr(value, "latent_scale")):
         raise InvalidRequest(f"{name} must be a picture (PIL image), not {type(value).__name__}.")
+    if (mode := getattr(value, "mode", "")) in UNKNOWN_WHITE:
+        raise InvalidRequest(
+            f"{name} has values of 32 bits (mode {mode}), and nothing tells which of them is white; save it with 8."
+        )
     if 0 in getattr(value, "size", ()):
         raise InvalidRequest(f"{name} has no pixels.")

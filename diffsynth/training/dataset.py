@@ -14,10 +14,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TextIO, runtime_checkable
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffsynth.errors import InvalidRequest, listed, printable
+from diffsynth.pipelines.pictures import as_rgb
+from diffsynth.pipelines.request import UNKNOWN_WHITE
 from diffsynth.training.config import DataConfig
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -179,24 +180,15 @@ def read_image(path: Path) -> Image.Image:
         raise OSError("is no file" if path.exists() else "there is no such file")
     try:
         with Image.open(path) as opened:
-            return _as_rgb(ImageOps.exif_transpose(opened))
+            image = ImageOps.exif_transpose(opened)
+            if image.mode in UNKNOWN_WHITE:
+                raise OSError(f"has values of 32 bits (mode {image.mode}), and nothing tells which of them is white")
+            return as_rgb(image)
     except UnidentifiedImageError as error:
         raise OSError("no picture that Pillow can read") from error
     # what its readers raise for damage
     except (SyntaxError, ValueError, RuntimeError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise OSError(f"damaged: {error}") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture of any mode as RGB."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise OSError(f"has values of 32 bits (mode {image.mode}), and nothing tells which of them is white")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
 
 
 def open_dataset(config: DataConfig) -> Dataset:

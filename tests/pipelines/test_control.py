@@ -76,6 +76,8 @@ def test_numbers_of_numpy_in_a_list_are_numbers() -> None:
         ({"controlnet_images": torch.tensor(3)}, ["controlnet_images must be a list, not Tensor"]),
         ({"controlnet_images": None}, ["controlnet_images cannot be None"]),
         ({"controlnet_images": [Image.new("RGB", (0, 4))]}, ["each of controlnet_images has no pixels"]),
+        ({"controlnet_images": [PICTURE, None]}, ["controlnet_images has an entry that is None"]),
+        ({"controlnet_scales": [None]}, ["controlnet_scales has an entry that is None"]),
         ({"controlnet_scales": [-1.0]}, ["each of controlnet_scales", "from 0 to 100", "-1.0"]),
         ({"controlnet_scales": ["strong"]}, ["each of controlnet_scales", "'strong'"]),
         ({"controlnet_scales": float("nan")}, ["each of controlnet_scales", "nan"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.control_request import ControlRequest
 from diffsynth.pipelines.ip_adapter_request import IPAdapterRequest
-from diffsynth.pipelines.request import check_picture, check_range, check_type, setting
+from diffsynth.pipelines.request import check_picture, check_range, check_type, entries, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,10 +32,7 @@ class HunyuanDiTRequest(ControlRequest, IPAdapterRequest):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("local_prompts", "masks", "mask_scales"):
-            value = getattr(self, name)
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise InvalidRequest(f"{name} must be a list, not {type(value).__name__}.")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, entries(name, getattr(self, name)))
         if len(self.masks) != len(self.local_prompts):
             raise InvalidRequest(
                 f"{len(self.local_prompts)} local_prompts need as many masks; {len(self.masks)} were given."
