@@ -12,6 +12,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -180,6 +181,10 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
             first = items[place]
             if name not in first.names:
                 items[place] = replace(first, names=(*first.names, name))
+    for name in taken:
+        folder = "/" in name and next((str(each) for each in PurePosixPath(name).parents if str(each) in taken), "")
+        if folder:
+            problems.add(printable(name), f"another image has the name {printable(folder)}, which is a folder here.")
     problems.refuse("the job cannot be drawn")
     units = [
         Unit(grouping.groups[digest], tuple(items[start : start + UNIT]))
