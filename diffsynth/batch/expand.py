@@ -104,7 +104,7 @@ class Expansion:
             first = settings.pop("seed", None)
             first = self._derived(row.number) if first is None else first
             for number in range(count):
-                seed = first + number if isinstance(first, int) else first
+                seed = first + number if type(first) is int else first  # a wrong one is refused later
                 yield self._filled(row, settings, seed, name)
 
     def _axes(self, swept: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -131,6 +131,8 @@ class Expansion:
                     resolve_names({name: value}, tuple(self._kinds), (*OWN, "sweep"))
             except (InvalidRequest, OSError) as error:
                 self.problems.add(row.where, str(error))
+            except RecursionError as error:
+                raise _RowProblem(f"{printable(name)} has lists in lists, too deep for any setting.") from error
         if not isinstance(settings.get("prompt"), str):
             raise _RowProblem("has no prompt." if "prompt" not in settings else "prompt must be text.")
         return settings

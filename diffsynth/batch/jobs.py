@@ -135,7 +135,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _of_table(path: Path, text: str, problems: Problems) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else a quote that is not closed takes all rows
     try:
         columns = [name.strip() for name in next(reader, [])]
         if len(set(columns)) < len(columns):
@@ -171,10 +171,12 @@ def _of_objects(objects: Rows) -> Iterator[Row]:
             fields = each.settings()
             given = {name: getattr(each, name) for name in fields}
             yield Row(number, where, {name: value for name, value in given.items() if _differs(value, fields[name])})
-        elif isinstance(each, Mapping):
+        elif isinstance(each, Mapping) and all(isinstance(name, str) for name in each):
             yield Row(number, where, each)
         else:
-            raise InvalidRequest(f"{where} is neither a request nor a mapping of settings, but {type(each).__name__}.")
+            raise InvalidRequest(
+                f"{where} is neither a request nor a mapping of settings, but {printable(repr(each))}."
+            )
 
 
 def _differs(value: Any, field: Any) -> bool:

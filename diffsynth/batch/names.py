@@ -14,7 +14,7 @@ from diffsynth.errors import InvalidRequest, printable
 USUAL = "{index:06d}-{seed}.png"
 OWN = ("index", "row", "key", "prompt", "seed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-UNPRINTABLE = re.compile(r"[\x00-\x1f]|^[A-Za-z]:")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\ud800-\udfff]|^[A-Za-z]:")
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_ .-]{,100}\.(png|jpg|jpeg|webp)")  # nothing is wrong with these
 LONGEST = 255  # bytes of a name, on nearly every file system
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')
@@ -55,8 +55,10 @@ class NameTemplate:
         safe = {name: _safe(name, value) for name, value in values.items() if name in self.fields}
         try:
             return checked(self.text.format_map(safe))
-        except (ValueError, TypeError) as error:
-            raise InvalidRequest(f"the name {printable(self.text)!r} cannot be filled in: {error}.") from error
+        except (ValueError, TypeError, MemoryError, OverflowError) as error:
+            raise InvalidRequest(
+                f"the name {printable(self.text)!r} cannot be filled in: {error or 'it is too long'}."
+            ) from error
 
 
 def _safe(name: str, value: Any) -> Any:
@@ -82,7 +84,7 @@ def checked(name: str) -> str:
         return name
     path = name.replace(os.sep, "/")
     parts = [part for part in path.split("/") if part != "."]
-    if not all(parts) or ".." in parts or UNPRINTABLE.search(name):
+    if not parts or not all(parts) or ".." in parts or UNPRINTABLE.search(name):
         raise InvalidRequest(f"the name {printable(name)!r} must stay inside the output folder.")
     if len(path) > LONGEST // 4 and any(len(os.fsencode(part)) > LONGEST for part in parts):
         raise InvalidRequest(f"the name {printable(name)!r} has a part of more than {LONGEST} bytes.")

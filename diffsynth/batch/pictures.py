@@ -63,7 +63,10 @@ def find_picture(name: str | Path, folder: Path, *, confined: bool) -> PictureFi
         InvalidRequest: it does not, or is no picture.
         OSError: it cannot be read.
     """
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (ValueError, RuntimeError) as error:  # a zero byte, a link to itself
+        raise InvalidRequest(f"{printable(name)} cannot be the name of a picture: {printable(error)}.") from error
     if confined and not path.is_relative_to(folder.resolve()):
         raise InvalidRequest(f"{printable(name)} lies outside the job's folder, where pictures must be.")
     stamp = path.stat()

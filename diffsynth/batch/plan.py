@@ -12,6 +12,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -85,10 +86,13 @@ class Group:
             )
 
 
+def _given(pipe: ImagePipeline[Any], shared: Shared) -> ImageRequest:
+    return pipe.request_type.from_settings({"prompt": "", "seed": 0, **opened(dict(shared))})
+
+
 def _completed(pipe: ImagePipeline[Any], shared: Shared) -> tuple[ImageRequest, dict[str, Any], str]:
     """Return a request of a group, what its requests have in common, and the group's digest."""
-    given = {"prompt": "", "seed": 0, **opened(dict(shared))}
-    (request,) = pipe.prepare([pipe.request_type.from_settings(given)])
+    (request,) = pipe.prepare([_given(pipe, shared)])
     complete = request_json(request)
     for name in ("prompt", "negative_prompt", "seed"):
         del complete[name]
@@ -142,7 +146,7 @@ class Plan:
 
 
 def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str, batch_size: int | None = None) -> Plan:
-    """Plan a job.
+    """Plan a job, and warn once for each group of settings that have no effect.
 
     Args:
         pipe: what draws it.
@@ -180,6 +184,10 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
             first = items[place]
             if name not in first.names:
                 items[place] = replace(first, names=(*first.names, name))
+    for name in taken:
+        folder = "/" in name and next((str(each) for each in PurePosixPath(name).parents if str(each) in taken), "")
+        if folder:
+            problems.add(printable(name), f"another image has the name {printable(folder)}, which is a folder here.")
     problems.refuse("the job cannot be drawn")
     units = [
         Unit(grouping.groups[digest], tuple(items[start : start + UNIT]))
@@ -197,6 +205,7 @@ class _Grouping:
         self._pipe = pipe
         self._batch_size = batch_size
         self._known: dict[int, tuple[Group, str | None] | InvalidRequest] = {}
+        self._told: set[tuple[str, bool]] = set()  # groups, with and without a negative prompt, that were remarked on
 
     def of(self, entry: Entry) -> tuple[Group, str | None]:
         """Return the group and the complete negative prompt.
@@ -216,6 +225,9 @@ class _Grouping:
 
     def _complete(self, shared: Shared) -> tuple[Group, str | None]:
         request, complete, digest = _completed(self._pipe, shared)
+        if (kind := (digest, bool(dict(shared).get("negative_prompt")))) not in self._told:
+            self._told.add(kind)
+            self._pipe.remark_all(_given(self._pipe, shared), request)
         settings = tuple((name, value) for name, value in shared if name != "negative_prompt")
         size = self._batch_size or usual_batch_size(request)
         group = self.groups.setdefault(digest, Group(settings, complete, digest, size))

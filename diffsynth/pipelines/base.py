@@ -97,10 +97,7 @@ class ImagePipeline(ABC, Generic[R]):
         requests = make_requests(self.request_type, prompt, num_images_per_prompt, named)
         monitor = Monitor(progress_bar_cmd or terminal_bar, progress_bar_st, callback)
         finished = self.complete(requests[0])
-        self.remark(requests[0], finished)
-        hires.remark(requests[0], finished)
-        if isinstance(finished.input_image, LatentImage):
-            self._remark_latents(finished.input_image)
+        self.remark_all(requests[0], finished)
         images: list[Any] = []
         for start in range(0, len(requests), batch_size):
             images += self.draw(requests[start : start + batch_size], monitor, output_type)
@@ -235,6 +232,13 @@ class ImagePipeline(ABC, Generic[R]):
                 "this pipeline was released and has no networks; make another with from_model_manager(manager), "
                 "after loading what the manager no longer has."
             )
+
+    def remark_all(self, request: R, complete: R) -> None:
+        """Warn of all that a user may not expect of a request, its second stage and its latents included."""
+        self.remark(request, complete)
+        hires.remark(request, complete)
+        if isinstance(complete.input_image, LatentImage):
+            self._remark_latents(complete.input_image)
 
     def _remark_latents(self, latents: LatentImage) -> None:
         """Tell when latents may be of another autoencoder, which their numbers do not show."""

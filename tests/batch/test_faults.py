@@ -236,11 +236,13 @@ def test_leftovers_of_a_killed_run_are_removed_and_those_of_others_are_not(tmp_p
         ({"names": "{index}"}, "must end in one of .png"),
         ({"names": "{nothing}.png"}, "has a field 'nothing'; known are: index, row, key, prompt, seed"),
         ({"names": "{seed.__class__}.png"}, "has a field"),
+        ({"names": "\ud800{index}.png"}, "must stay inside the output folder"),
         ({"names": "../{index}.png"}, "must stay inside the output folder"),
         ({"names": "/tmp/{index}.png"}, "must stay inside"),
         ({"names": "same.png"}, "another image is to have the name same.png too"),
         ({"names": "{index:x}{prompt:d}.png"}, "cannot be filled in"),
         ({"names": ".{index}.png"}, "is one that runs use themselves"),
+        ({"names": "{index:>99999999999999}.png"}, "cannot be filled in"),
         ({"ledger": "../ledger.jsonl"}, "a ledger is called"),
         ({"format": "zip"}, "format is 'zip'; known are: files, tar"),
         ({"exact": True, "batch_size": 2}, "give one of them"),
@@ -280,3 +282,10 @@ def test_every_line_of_a_ledger_is_json(tmp_path: Path) -> None:
     assert json.loads(first)["run"]["images"] == 1
     assert json.loads(second)["request"]["prompt"] == "一只\u2028熊猫 \ud800"
     assert issubclass(Paused, DiffSynthError)
+
+
+def test_an_image_cannot_have_the_name_of_the_folder_of_another(tmp_path: Path) -> None:
+    job = [{"prompt": "a", "seed": 1, "file": "x.png"}, {"prompt": "b", "seed": 1, "file": "x.png/y.png"}]
+
+    with pytest.raises(InvalidRequest, match=r"x.png/y.png: another image has the name x.png, which is a folder here"):
+        run_batch(FakePipeline(), job, tmp_path)

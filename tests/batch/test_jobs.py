@@ -248,3 +248,32 @@ def test_whole_numbers_and_floats_are_one_setting_in_any_order() -> None:
 def test_a_truth_is_no_number_whatever_the_row_before_has() -> None:
     with pytest.raises(InvalidRequest, match="1 problem:\n  request 2: cfg_scale must be a number"):
         entries([{"prompt": "a", "cfg_scale": 1}, {"prompt": "a", "cfg_scale": True}])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"seed": True}, "seed must be a whole number"),
+        ({"input_image": "a\0b.png"}, "cannot be the name of a picture"),
+        ({"input_image": "loop.png"}, "loop.png"),
+        ('{"prompt": "a", "cfg_scale": ' + "[" * 600 + "]" * 600 + "}", "cfg_scale has lists in lists"),
+    ],
+)
+def test_odd_values_are_refused_by_name(tmp_path: Path, row: Any, message: str) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+
+    with pytest.raises(InvalidRequest, match=f"job.jsonl, line 1: .*{message}"):
+        entries(write(tmp_path / "job.jsonl", row if isinstance(row, str) else {"prompt": "a", **row}))
+
+
+def test_a_quote_that_is_not_closed_does_not_take_the_rows_after_it(tmp_path: Path) -> None:
+    job = tmp_path / "job.csv"
+    job.write_text('prompt,seed\n"a fox,1\na cat,2\n')
+
+    with pytest.raises(InvalidRequest, match="is no row of a table"):
+        entries(job)
+
+
+def test_names_of_settings_are_text() -> None:
+    with pytest.raises(InvalidRequest, match="request 1 is neither a request nor a mapping of settings"):
+        entries([{"prompt": "a", 3: 1}])

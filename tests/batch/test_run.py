@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,3 +230,19 @@ def test_a_plan_depends_on_the_job_alone(pipe: HunyuanDiTImagePipeline) -> None:
     assert names_of(first.units) == names_of(second.units)
     assert first.items == second.items
     assert [len(unit.items) for unit in first.units] == [6, 1]
+
+
+def test_settings_without_effect_are_told_of_once_for_a_group(
+    pipe: HunyuanDiTImagePipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"prompt": "a", **SMALL, "cfg_scale": 1.0}
+    job = [row, {**row, "negative_prompt": "b"}, {**row, "negative_prompt": "c"}, {**row, "seed": 3, "tile_size": 32}]
+
+    with caplog.at_level(logging.WARNING):
+        make_plan(pipe, read_entries(job, pipe.request_type), names="{index}.png")
+
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "the negative prompt has no effect: cfg_scale 1.0 turns guidance off",
+        "tile_size and tile_stride have no effect without tiled=True",
+    ]
