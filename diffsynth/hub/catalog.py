@@ -114,17 +114,11 @@ def _diffusers(name: str, paths: Sequence[str] = PIPELINE) -> CatalogModel:
     return CatalogModel("in the layout of Diffusers", lines, as_folder=name)
 
 
-def _bundled(name: str, about: str) -> CatalogModel:
+def _bundled(name: str, about: str, weights: Sequence[str], vocabularies: Sequence[str] = ()) -> CatalogModel:
     """A model of HunyuanDiT's kind that comes with the package, in the published folders."""
-    weights = (
-        "clip_text_encoder/pytorch_model",
-        "mt5/pytorch_model",
-        "model/pytorch_model_ema",
-        "sdxl-vae-fp16-fix/diffusion_pytorch_model",
-    )
     lines = (
         *(Line({}, f"t2i/{path}{SAFE}", name) for path in weights),
-        *(Line({}, f"t2i/{path}", name, loads=False) for path in ("tokenizer/vocab.txt", "mt5/spiece.model")),
+        *(Line({}, f"t2i/{path}", name, loads=False) for path in vocabularies),
     )
     return CatalogModel(about, lines, bundled=True)
 
@@ -171,7 +165,22 @@ SD_IP_ADAPTER = on_both("AI-ModelScope/IP-Adapter", "h94/IP-Adapter")
 
 CATALOG: Mapping[str, CatalogModel] = MappingProxyType(
     {
-        "HunyuanDiT-Emoji": _bundled("HunyuanDiT-Emoji", "small, draws emoji; comes with the package"),
+        "HunyuanDiT-Emoji": _bundled(
+            "HunyuanDiT-Emoji",
+            "small, draws emoji; comes with the package",
+            (
+                "clip_text_encoder/pytorch_model",
+                "mt5/pytorch_model",
+                "model/pytorch_model_ema",
+                "sdxl-vae-fp16-fix/diffusion_pytorch_model",
+            ),
+            ("tokenizer/vocab.txt", "mt5/spiece.model"),
+        ),
+        "HunyuanDiT-Emoji-ControlNet": _bundled(
+            "HunyuanDiT-Emoji-ControlNet",
+            "ControlNet of HunyuanDiT-Emoji: canny; comes with the package",
+            ("controlnet/pytorch_model_canny",),
+        ),
         "HunyuanDiT": CatalogModel("version 1.0", _published("HunyuanDiT", V1_0)),
         "HunyuanDiT-v1.1": CatalogModel("version 1.1", _published("HunyuanDiT-v1.1", V1_1)),
         "HunyuanDiT-v1.2": CatalogModel("version 1.2", _published("HunyuanDiT-v1.2", V1_2)),

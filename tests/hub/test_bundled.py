@@ -118,7 +118,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_part(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     models = tmp_path / "models"
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(files, "sync", full)
 
     with pytest.raises(DownloadError) as caught:
         download_models(MODEL_ID, local_dir=models)
