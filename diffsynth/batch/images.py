@@ -12,11 +12,11 @@ from PIL import Image
 
 from diffsynth.errors import InvalidRequest
 from diffsynth.pipelines.pictures import DAMAGED
-from diffsynth.pipelines.recipe import JSON_CHUNK, Recipe, png_chunks
+from diffsynth.pipelines.recipe import DESCRIPTION, JSON_CHUNK, Recipe, png_chunks
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 KEY = "key"  # in the JSON of a recipe
-DESCRIPTION, EXIF_PART, COMMENT = 0x010E, 0x8769, 0x9286  # tags of EXIF: ImageDescription, its own part, UserComment
+EXIF_PART, COMMENT = 0x8769, 0x9286  # tags of EXIF: its own part, and UserComment
 
 
 def encoded(image: Image.Image, key: str, name: str, quality: int) -> bytes:

@@ -19,7 +19,7 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of an image, with its ``settings`` as ``pipe(...)`` takes them; empty without an image.
 
     Args:
-        like: the PNG file, or the latents.
+        like: the image file, the JSON beside one in an archive, or the latents.
         given: settings that are given anew; the recipe need not have them.
 
     Raises:

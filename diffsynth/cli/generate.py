@@ -38,7 +38,7 @@ def generate(
         Path, typer.Option("--output", "-o", help="A .png file, or .safetensors for latents; several get numbers.")
     ] = Path("image.png"),
     like: Annotated[
-        Path | None, typer.Option(help="Draw a PNG, or latents, of ours again; other options change it.")
+        Path | None, typer.Option(help="Draw an image, or latents, of ours again; other options change it.")
     ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are drawn together.")] = 1,

@@ -11,15 +11,17 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.WebPImagePlugin import WebPImageFile
 
 from diffsynth import __version__
 from diffsynth.core.checkpoint import Checkpoint
@@ -35,6 +37,12 @@ from diffsynth.pipelines.request import ImageRequest
 logger = logging.getLogger(__name__)
 
 JSON_CHUNK, TEXT_CHUNK = "diffsynth", "parameters"
+DESCRIPTION = 0x010E  # the tag of EXIF, in JPEG and WebP
+IMAGES: Mapping[bytes, Callable[[BinaryIO], Image.Image]] = {  # by their first bytes
+    b"\x89PN": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIF": WebPImageFile,
+}
 PICTURES = ("input_image", "mask_image", "masks", "controlnet_images", "ipadapter_images")
 
 
@@ -251,26 +259,35 @@ def png_chunks(recipe: Recipe, **more: str) -> PngInfo:
 
 
 def read_recipe(path: str | PathLike[str]) -> dict[str, Any]:
-    """Return the JSON recipe inside a PNG file; everything but the values of its request was checked.
+    """Return the JSON recipe inside an image file, or beside it; everything but the values of its request was checked.
 
     Raises:
-        InvalidRequest: the file is no image, or has no recipe of ours, or one that was changed by hand.
+        InvalidRequest: the file has no recipe of ours, or one that was changed by hand.
         OSError: the file cannot be read.
     """
     name = printable(path, 300)
     with open_file(path) as stream:
         try:
-            with PngImageFile(stream) as image:  # not Image.open, which refuses large images; no pixel is decoded
-                recipe = json.loads(image.info[JSON_CHUNK])
+            recipe = json.loads(_recipe_text(stream))
         except (OSError, *DAMAGED) as error:
             raise InvalidRequest(
-                f"{name} holds no diffsynth recipe; only PNG files that diffsynth wrote have one."
+                f"{name} holds no diffsynth recipe; only files that diffsynth wrote have one: PNG, JPEG, WebP, "
+                "and the JSON beside an image of an archive."
             ) from error
     try:
         check_recipe(recipe)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"{name} holds a recipe that this version cannot read: {error}.") from error
     return dict(recipe)
+
+
+def _recipe_text(stream: BinaryIO) -> str | bytes:
+    start = stream.read(4)
+    stream.seek(0)
+    if start.startswith(b"{"):
+        return stream.read()
+    with IMAGES[start[:3]](stream) as image:  # not Image.open, which refuses large images; no pixel is decoded
+        return str(image.info.get(JSON_CHUNK) or image.getexif()[DESCRIPTION])
 
 
 def check_recipe(recipe: Any) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -20,17 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffsynth.core.checkpoint import open_checkpoint
+from diffsynth.core.locks import lock
 from diffsynth.errors import InvalidRequest, listed
 from diffsynth.training.devices import Workers
 from diffsynth.training.optimizer import MovingAverage, moments, set_moments
 
 FOLDER, STATE, LOCK = "checkpoints", "training_state.safetensors", ".lock"
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # not on Windows, which has no such locks
-    fcntl = None
-
 NAME = re.compile(r"step-(\d+)")
 
 
@@ -187,11 +181,8 @@ def sole_user(run: Path, workers: Workers) -> Iterator[None]:
         return
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system takes it back when the process ends
-            except BlockingIOError as error:
-                raise InvalidRequest(f"another process is training in {run}; name another folder.") from error
+        if not lock(file):
+            raise InvalidRequest(f"another process is training in {run}; name another folder.")
         for place in (run, *(each for each in run.iterdir() if each.is_dir())):
             remove_leftovers(place)
         workers.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,27 @@ def test_settings_without_effect_are_told_of_once_for_a_group(
         "the negative prompt has no effect: cfg_scale 1.0 turns guidance off",
         "tile_size and tile_stride have no effect without tiled=True",
     ]
+
+
+def test_recipes_are_read_from_every_format_and_from_beside_an_image_in_an_archive(
+    pipe: HunyuanDiTImagePipeline, out: Path
+) -> None:
+    job = [{"prompt": "a cat", "seed": 3, "file": f"cat.{suffix}", **SMALL} for suffix in ("png", "jpg", "webp")]
+    run_batch(pipe, job, out)
+    run_batch(pipe, job[:1], out / "archive", format="tar")
+    with tarfile.open(next((out / "archive").glob("*.tar"))) as tar:
+        tar.extract("cat.json", out, filter="data")
+
+    png, *others = (read_recipe(out / f"cat.{suffix}") for suffix in ("png", "jpg", "webp", "json"))
+
+    assert png["request"]["prompt"] == "a cat"
+    assert others == [png] * 3
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"RIFFxxxxWEBP", b"\xff\xd8\xff\xe0", b"\x89PNG", b"{}", b"GIF89a"])
+def test_a_file_without_a_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+
+    with pytest.raises(InvalidRequest, match="recipe"):
+        read_recipe(path)
