@@ -1,6 +1,7 @@
 """Teach the small model that comes along an object that it has never seen, and draw before and after.
 
-Writes the folder ``traffic_light`` with the LoRA, and a sheet of drawings. The 400 steps took 13 minutes on two busy cores.
+Writes the folder ``traffic_light`` with the LoRA, and a sheet of drawings. Its 400 steps took 13 minutes on two busy
+cores.
 
     python examples/lora_new_object.py -o lora_new_object.png
 """
