@@ -67,19 +67,19 @@ def run(side: int, result: Path) -> dict[str, Any]:
         from diffsynth import manager
         from diffsynth.core.registry import Registry
         from diffsynth.models.autoencoder_kl.model import AutoencoderKL
+        from diffsynth.models.hunyuan_dit.condition import TextFeatures
         from diffsynth.models.hunyuan_dit.model import HunyuanDiT
         from diffsynth.pipelines.hunyuan_dit import pipeline
         from diffsynth.pipelines.hunyuan_dit.prompt import HunyuanDiTPromptEncoder
     assert BertModel
     assert T5EncoderModel
     kept: dict[str, Any] = {}
+    texts: list[TextFeatures] = []  # one after the other, as they are encoded
     opening = "open and identify {}".format
     recorder.watch(manager, "open_checkpoint", lambda path: opening(Path(path).parent.name))
     recorder.watch(Registry, "identify", lambda _, checkpoint, kind: opening(checkpoint.path.parent.name))
     recorder.watch(manager, "load_network", lambda found, _: f"load {found.family.name}")
-    recorder.watch(
-        HunyuanDiTPromptEncoder, "__call__", lambda *_: "encode prompts", lambda found: kept.update(vars(found))
-    )
+    recorder.watch(HunyuanDiTPromptEncoder, "__call__", lambda *_: "encode prompts", texts.append)
     recorder.watch(HunyuanDiT, "encode_condition", lambda *_: "plan")
     recorder.watch(HunyuanDiT, "plan", lambda *_: "plan")
     recorder.watch(pipeline, "denoise", lambda *_: "denoise", lambda found: kept.update(latents=found[0]))
@@ -89,7 +89,7 @@ def run(side: int, result: Path) -> dict[str, Any]:
     started = time.perf_counter()
     exec(compile(program, "<program>", "exec"), names)
     seconds = time.perf_counter() - started
-    torch.save(kept, result)
+    torch.save({**vars(TextFeatures.cat(texts)), **kept}, result)
     return {
         "program": program,
         "prompt": quoted(program, "prompt="),

@@ -12,5 +12,5 @@ job = [
     {"prompt": "一只熊猫，蓝色背景", "num_images_per_prompt": 4},
     {"prompt": "a {red|white} fox in the snow", "cfg_scale": 6, "sweep": {"seed": "0..3"}},
 ]
-progress = run_batch(pipe, job, "batch", defaults={"height": 1024, "width": 1024, "num_inference_steps": 20})
+progress = run_batch(pipe, job, "drawn", defaults={"height": 1024, "width": 1024, "num_inference_steps": 20})
 print(f"{progress.drawn} drawn, {progress.finished} were there, {len(progress.failures)} failed")
