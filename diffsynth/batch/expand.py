@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffsynth.batch.jobs import Job, Problems, Row
 from diffsynth.batch.values import listed_values, of_job, of_text, size_of
@@ -22,12 +22,11 @@ OWN = {"file": "str", "size": "str", "num_images_per_prompt": "int"}  # names of
 Shared = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One image that a job asks for; nothing of it was checked yet.
 
     Args:
-        index: from 0, among all images of the job.
+        number: from 0, among all images of the job.
         row: number of its row.
         where: file and line, for messages.
         prompt: its prompt.
@@ -36,7 +35,7 @@ class Entry:
         file: the name that the row asks for.
     """
 
-    index: int
+    number: int
     row: int
     where: str
     prompt: Any

@@ -10,10 +10,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,13 +31,11 @@ PIXELS_TOGETHER = 2 * 1024**2  # of a batch, unless its size is given
 MOST_TOGETHER = 8
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image, however often the job asks for it.
 
     Args:
         key: sha256 of everything its pixels depend on.
-        index: number of the first entry that asks for it.
         prompt: what to draw.
         negative_prompt: complete; None if the conventions know none.
         seed: of its noise.
@@ -45,7 +43,6 @@ class Item:
     """
 
     key: str
-    index: int
     prompt: str
     negative_prompt: str | None
     seed: int
@@ -162,8 +159,8 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
     problems = Problems()
     template = NameTemplate(names, pipe.request_type.settings())
     grouping = _Grouping(pipe, batch_size)
-    groups: dict[str, list[Item]] = {}
-    places: dict[str, tuple[list[Item], int]] = {}
+    found: dict[str, Item] = {}
+    keys: dict[str, list[str]] = {}  # of each group
     taken: dict[str, str] = {}
     for entry in entries:
         try:
@@ -175,24 +172,20 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
             continue
         if taken.setdefault(name, key) != key:
             problems.add(entry.where, f"another image is to have the name {printable(name)} too.")
-        elif key not in places:
-            items = groups.setdefault(group.digest, [])
-            places[key] = (items, len(items))
-            items.append(Item(key, entry.index, entry.prompt, negative, entry.seed, (name,)))
-        else:
-            items, place = places[key]
-            first = items[place]
-            if name not in first.names:
-                items[place] = replace(first, names=(*first.names, name))
+        elif (known := found.get(key)) is None:
+            found[key] = Item(key, entry.prompt, negative, entry.seed, (name,))
+            keys.setdefault(group.digest, []).append(key)
+        elif name not in known.names:
+            found[key] = known._replace(names=(*known.names, name))
     for name in taken:
         folder = "/" in name and next((str(each) for each in PurePosixPath(name).parents if str(each) in taken), "")
         if folder:
             problems.add(printable(name), f"another image has the name {printable(folder)}, which is a folder here.")
     problems.refuse("the job cannot be drawn")
     units = [
-        Unit(grouping.groups[digest], tuple(items[start : start + UNIT]))
-        for digest, items in groups.items()
-        for start in range(0, len(items), UNIT)
+        Unit(grouping.groups[digest], tuple(found[key] for key in mine[start : start + UNIT]))
+        for digest, mine in keys.items()
+        for start in range(0, len(mine), UNIT)
     ]
     return Plan(tuple(units), len(entries))
 
@@ -276,7 +269,7 @@ def _name(entry: Entry, key: str, group: Group, template: NameTemplate) -> str:
     if entry.file is not None:
         check_suffix(entry.file)
         return checked(entry.file)
-    own = {"index": entry.index, "row": entry.row, "key": key, "prompt": entry.prompt, "seed": entry.seed}
+    own = {"index": entry.number, "row": entry.row, "key": key, "prompt": entry.prompt, "seed": entry.seed}
     return template.fill({**group.complete, **own} if template.fields - own.keys() else own)
 
 

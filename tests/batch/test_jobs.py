@@ -44,7 +44,7 @@ def test_one_job_in_three_spellings_is_the_same(tmp_path: Path) -> None:
     third = entries(plain, defaults={"num_inference_steps": 2, "cfg_scale": 3})
 
     def facts(found: list[Entry]) -> list[Any]:
-        return [(each.index, each.row, each.prompt, each.seed, each.shared) for each in found]
+        return [(each.number, each.row, each.prompt, each.seed, each.shared) for each in found]
 
     assert facts(first) == facts(second) == facts(third)
     assert [each.prompt for each in first] == ["一只熊猫", "a fox, or two"]
