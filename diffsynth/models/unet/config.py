@@ -75,6 +75,38 @@ class EncoderConfig:
         names |= {(2048, 5632): "Kolors", (0, 2816): "SDXL"}  # the last reads no text, as small control networks
         return names.get((self.context_size, self.label_size), "")
 
+    @classmethod
+    def sdxl(cls) -> Self:
+        """Return the sizes for SDXL, base and turbo."""
+        return cls(
+            channels=(320, 640, 1280),
+            depths=(0, 2, 10),
+            mid_depth=10,
+            context_size=2048,
+            label_size=2816,
+            conv_projections=False,
+            head_dim=64,
+        )
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return sizes for tests, in the shape of Stable Diffusion 1.5."""
+        return cls(channels=(32, 64, 96), depths=(1, 2, 0), mid_depth=1, context_size=40, time_size=72)
+
+    @classmethod
+    def tiny_xl(cls) -> Self:
+        """Return sizes for tests, in the shape of SDXL: 6 numbers beside a pooled prompt of 24 features."""
+        return cls(
+            channels=(32, 64, 128),
+            depths=(0, 1, 2),
+            mid_depth=2,
+            context_size=56,
+            time_size=72,
+            label_size=24 + 6 * 256,
+            conv_projections=False,
+            head_dim=64,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(EncoderConfig):
@@ -97,19 +129,6 @@ class UNetConfig(EncoderConfig):
         return f"{self.release} inpaint" if self.release and self.in_channels == 9 else self.release
 
     @classmethod
-    def sdxl(cls) -> Self:
-        """Return the sizes of SDXL, base and turbo."""
-        return cls(
-            channels=(320, 640, 1280),
-            depths=(0, 2, 10),
-            mid_depth=10,
-            context_size=2048,
-            label_size=2816,
-            conv_projections=False,
-            head_dim=64,
-        )
-
-    @classmethod
     def sdxl_refiner(cls) -> Self:
         """Return the sizes of the SDXL refiner."""
         return cls(
@@ -119,25 +138,6 @@ class UNetConfig(EncoderConfig):
             context_size=1280,
             time_size=1536,
             label_size=2560,
-            conv_projections=False,
-            head_dim=64,
-        )
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Return sizes for tests, in the shape of Stable Diffusion 1.5."""
-        return cls(channels=(32, 64, 96), depths=(1, 2, 0), mid_depth=1, context_size=40, time_size=72)
-
-    @classmethod
-    def tiny_xl(cls) -> Self:
-        """Return sizes for tests, in the shape of SDXL: 6 numbers beside a pooled prompt of 24 features."""
-        return cls(
-            channels=(32, 64, 128),
-            depths=(0, 1, 2),
-            mid_depth=2,
-            context_size=56,
-            time_size=72,
-            label_size=24 + 6 * 256,
             conv_projections=False,
             head_dim=64,
         )

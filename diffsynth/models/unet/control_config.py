@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from diffsynth.models.unet.config import EncoderConfig
 
+TINY_HINT = (4, 6, 10, 14)
 PROMAX_TYPES = 8  # openpose to segmentation, tile and repaint; the first release has six
 
 
@@ -60,45 +61,15 @@ class ControlNetConfig(EncoderConfig):
         return f"{self.release} union promax" if self.types == PROMAX_TYPES else f"{self.release} union"
 
     @classmethod
-    def sdxl(cls) -> Self:
-        """Return the sizes of a network for SDXL."""
-        return cls(
-            channels=(320, 640, 1280),
-            depths=(0, 2, 10),
-            mid_depth=10,
-            context_size=2048,
-            label_size=2816,
-            conv_projections=False,
-            head_dim=64,
-        )
-
-    @classmethod
+    @override
     def tiny(cls) -> Self:
         """Return sizes for tests, in the shape of a network for Stable Diffusion 1.5."""
-        return cls(
-            channels=(32, 64, 96),
-            depths=(1, 2, 0),
-            mid_depth=1,
-            context_size=40,
-            time_size=72,
-            hint_channels=(4, 6, 10, 14),
-        )
+        return replace(super().tiny(), hint_channels=TINY_HINT)
 
     @classmethod
     def tiny_union(cls) -> Self:
         """Return sizes for tests, in the shape of a union network for SDXL."""
-        return cls(
-            channels=(32, 64, 128),
-            depths=(0, 1, 2),
-            mid_depth=2,
-            context_size=56,
-            time_size=72,
-            label_size=24 + 6 * 256,
-            conv_projections=False,
-            head_dim=64,
-            hint_channels=(4, 6, 10, 14),
-            types=PROMAX_TYPES,
-        )
+        return replace(cls.tiny_xl(), hint_channels=TINY_HINT, types=PROMAX_TYPES)
 
     @classmethod
     def tiny_small(cls) -> Self:
