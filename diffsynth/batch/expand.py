@@ -251,7 +251,7 @@ def check_entries(
             settings = dict(entry.shared)
             found = [*settings_problems(settings, request_type, check), *_text_problems(settings)]
             known[id(entry.shared)] = found
-        for problem in (*found, *_text_problems({"prompt": entry.prompt})):
+        for problem in found if entry.prompt.isascii() else (*found, *_text_problems({"prompt": entry.prompt})):
             problems.add(entry.where, problem)
         try:
             check_range("seed", entry.seed, 0, 2**63 - 1, whole=True)

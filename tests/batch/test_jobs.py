@@ -161,6 +161,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) 
         ("job.txt", "\n \n", "holds no rows"),
         ("job.yaml", "a", "a job is a file ending in .jsonl, .csv, .txt"),
         ("job.txt", "\udcff", "is not UTF-8 text"),
+        ("job.txt", "a\0 \0f\0o\0x\0\n\0", "is not UTF-8 text: it has zero bytes. Save it as UTF-8"),
     ],
 )
 def test_files_that_are_no_jobs_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
