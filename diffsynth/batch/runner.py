@@ -126,6 +126,7 @@ class Runner:
         except InvalidRequest as error:  # its name was taken meanwhile, or it does not fit into the format
             self._fail(group, item, str(error))
             return
+        self._failed_in_a_row = 0
         self._note(group, published)
 
     def _saved(self, write: Callable[[], T]) -> T:
@@ -139,7 +140,6 @@ class Runner:
             return
         self._write(*(image_line(group, each) for each in published))
         for key in dict.fromkeys(each.item.key for each in published):
-            self._failed_in_a_row = 0
             self.skip.add(key)
             self.progress.drawn += 1
             self.on_progress(self.progress)
