@@ -81,6 +81,7 @@ def run_plan(
     verify: bool = False,
     retry_failed: bool = False,
     text_bytes: int = TEXT_BYTES,
+    low_memory: bool = False,
     on_step: OnStep = nobody,
     on_progress: OnProgress = nobody,
 ) -> Progress:
@@ -96,7 +97,10 @@ def run_plan(
         quality: 1 to 100, of JPEG and WebP.
         verify: read every finished file and compare its hash.
         retry_failed: draw images again that have failed three times.
-        text_bytes: of text features that are computed ahead.
+        text_bytes: of text features that are computed ahead; with ``low_memory``, that are kept in memory: if there are
+            more, a temporary file has them.
+        low_memory: encode all texts first, then give the memory of the text encoders back and draw. The images are
+            the same. The pipeline reads no texts afterwards; see ``ImagePipeline.release_text_encoders``.
         on_step: called at every step and between images; raise Cancelled in it to stop.
         on_progress: called at the start and when an image is settled.
 
@@ -104,7 +108,8 @@ def run_plan(
         What was drawn and what failed.
 
     Raises:
-        InvalidRequest: another process uses the ledger, or other files have names that images are to have.
+        InvalidRequest: another process uses the ledger, other files have names that images are to have, or the
+            pipeline has given its text encoders back.
         Paused: the disk is full or broken, or image after image fails; what is finished is kept.
         Cancelled: ``on_step`` has asked to stop.
         CheckpointError: a file of weights was changed.
@@ -116,7 +121,9 @@ def run_plan(
         state = look(chosen, output.storage.history(), output, verify=verify, retry_failed=retry_failed)
         skip = state.finished | state.aside
         progress = Progress(sum(len(unit.items) for unit in chosen) - len(skip), len(state.finished), len(state.aside))
-        runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress)
+        if progress.images:
+            pipe.check_reads_texts()
+        runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress, low_memory)
         on_progress(progress)
         if progress.images or state.found:
             facts = {"images": progress.images, "versions": versions(), "device": str(pipe.device)}

@@ -53,6 +53,9 @@ def batch(
     ledger: Annotated[str | None, typer.Option(help="Name of the ledger: ledger-NAME.jsonl.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is finished, and compare hashes.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed three times.")] = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Encode all texts first, then give back the text encoders' memory.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Draw one batch, and say what the job costs.")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="With --dry-run: time on so many devices.")] = None,
     tflops: Annotated[float | None, typer.Option(help="What one of them sustains; as measured by default.")] = None,
@@ -88,6 +91,11 @@ def batch(
     several = ray is not None or workers is not None
     if ledger and several:
         raise InvalidRequest("--ledger names the ledger of one process; with --ray or --workers each has its own.")
+    if low_memory and several:
+        raise InvalidRequest(
+            "--low-memory is for one process, which knows all its texts before it draws; a worker is given unit after "
+            "unit. Leave out --ray and --workers; --shard I/N starts as many processes as you like."
+        )
     own = ledger or (part.ledger if part else LEDGER)
     how: dict[str, Any] = {"names": names or USUAL, "batch_size": 1 if exact else batch_size}
     NameTemplate(how["names"], choice.kind.request.settings())  # what it refuses is told before a network is loaded
@@ -123,7 +131,10 @@ def batch(
                 )  # fmt: skip
             else:
                 plan = make_plan(pipe, entries, **how)
-                progress = run_plan(pipe, plan, output, ledger=own, format=format, quality=target.quality, **common)
+                progress = run_plan(
+                    pipe, plan, output, ledger=own, format=format, quality=target.quality, low_memory=low_memory,
+                    **common,
+                )  # fmt: skip
     except (KeyboardInterrupt, Cancelled) as asked:
         line.end()
         print("stopped; the same command goes on from here.", file=sys.stderr)
