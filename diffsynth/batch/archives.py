@@ -19,10 +19,13 @@ from PIL import Image
 from typing_extensions import override
 
 from diffsynth.batch.images import KEY, encoded
+from diffsynth.batch.jobs import Problems
 from diffsynth.batch.ledger import Finished
+from diffsynth.batch.names import folded
 from diffsynth.batch.output import NameTaken, Output, Published
-from diffsynth.batch.plan import Item
+from diffsynth.batch.plan import Item, Plan
 from diffsynth.batch.storage import Storage
+from diffsynth.errors import printable
 from diffsynth.pipelines.recipe import recipe_json
 
 
@@ -34,6 +37,19 @@ class Archives(Output):
         self._waiting: list[tuple[Item, Mapping[str, Any], bytes, str]] = []
         self._there = lru_cache(maxsize=None)(self._is_there)
         self._unknown: dict[str, Finished] | None = None
+
+    @override
+    def check(self, plan: Plan) -> None:
+        """Refuse names that differ in their endings only: the JSON of both would have one name."""
+        taken: dict[str, str] = {}
+        problems = Problems()
+        for name in (item.names[0] for item in plan.items):
+            other = taken.setdefault(folded(_side(name)), name)
+            if other != name:
+                problems.add(
+                    printable(name), f"its JSON would have the name of that of {printable(other)}; give another name."
+                )
+        problems.refuse("the job cannot be drawn into archives")
 
     @override
     def add(self, item: Item, image: Image.Image, facts: Mapping[str, Any]) -> list[Published]:
@@ -90,9 +106,13 @@ def _archive(members: Sequence[tuple[str, bytes, str]]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, image, recipe in members:
-            side = PurePosixPath(name).with_suffix(".json").as_posix()
-            for member, content in ((name, image), (side, recipe.encode())):
+            for member, content in ((name, image), (_side(name), recipe.encode())):
                 info = tarfile.TarInfo(member)  # owner 0, time 0
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return stream.getvalue()
+
+
+def _side(name: str) -> str:
+    """Return the name of the JSON beside an image."""
+    return PurePosixPath(name).with_suffix(".json").as_posix()

@@ -37,7 +37,6 @@ from diffsynth.batch.storage import Storage
 from diffsynth.batch.worker import Manner, Record, Task
 from diffsynth.errors import Paused
 from diffsynth.pipelines.base import ImagePipeline
-from diffsynth.pipelines.request import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +87,14 @@ def run_distributed(
         Cancelled: ``on_step`` has asked to stop.
         CheckpointError: a file of weights cannot be used.
     """
-    check_range("quality", manner.quality, 1, 100, whole=True)
+    output = make_output(manner.format, place, "ledger-driver.jsonl", manner.quality)  # refuses before anything starts
     if isinstance(place, Path) or (isinstance(place, str) and "://" not in place):
         place = Path(place).absolute()
-    make_output(manner.format, place, "ledger-driver.jsonl")  # what it refuses is told before anything starts
     with cluster(address, workers) as machines:
         driver = Driver(machines, partial(called_in, Path.cwd(), make_pipe), place, manner, on_step, on_progress)
         try:
             plan = driver.plan(entries, names, batch_size)
+            output.check(plan)
             return driver.run(list(choose(plan.units)), verify=verify, retry_failed=retry_failed)
         finally:
             driver.stop()

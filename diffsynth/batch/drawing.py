@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffsynth.batch.plan import Group, Item, Unit
 from diffsynth.batch.progress import OnStep, Progress, nobody
+from diffsynth.batch.text_store import TextStore
 from diffsynth.core.placement import free_memory
 from diffsynth.errors import Cancelled, CheckpointError, DiffSynthError, printable
 from diffsynth.pipelines.base import ImagePipeline
@@ -57,6 +58,7 @@ class Drawer:
     progress: Progress
     on_step: OnStep = nobody
     _enough_memory_for: dict[str, int] = field(default_factory=dict)  # group → images drawn together
+    _unread: dict[str, str] = field(default_factory=dict)  # key of an image → why its texts were not encoded
 
     def encode(self, unit: Unit, skip: Collection[str], texts: Texts) -> Texts:
         """Return texts with those of a unit, kept in the memory of the CPU; what cannot be encoded is left out.
@@ -78,6 +80,41 @@ class Drawer:
                 logger.debug("texts are left for later: %s", error)  # the drawing of these images will tell
         return texts
 
+    def keep(self, unit: Unit, skip: Collection[str], store: TextStore) -> None:
+        """Encode the texts of a unit into a store; where one cannot be, its image fails when it is to be drawn.
+
+        Args:
+            unit: its batches without any image to draw need no texts.
+            skip: keys of images that are not drawn.
+            store: gets the features, and has those of other units.
+
+        Raises:
+            OSError: the store's disk is full.
+        """
+        for batch in unit.batches():
+            if all(item.key in skip for item in batch):
+                continue
+            self.on_step(self.progress)
+            for item in batch:
+                found = self._encoded(unit.group, item, store)
+                if isinstance(found, str):
+                    self._unread[item.key] = found
+                else:
+                    store.add(found)
+
+    def _encoded(self, group: Group, item: Item, store: TextStore, *, again: bool = True) -> Texts | str:
+        """Return the features of an image's texts that a store does not have, or why there are none."""
+        try:
+            return self.pipe.encode_texts(self._requests(group, (item,)), Texts(store))
+        except ENDS_THE_RUN:
+            raise
+        except FAILURES as error:
+            reason = _reason(error)
+        if reason != NO_MEMORY or not again:
+            return reason
+        free_memory(self.pipe.device)
+        return self._encoded(group, item, store, again=False)
+
     def draw(
         self, group: Group, batch: Sequence[Item], skip: Collection[str], texts: Texts, note: str = ""
     ) -> Iterator[Outcome]:
@@ -93,7 +130,7 @@ class Drawer:
         if all(item.key in skip for item in batch):
             return
         most = self._enough_memory_for.get(group.digest, len(batch))
-        reason = NO_MEMORY if len(batch) > most else ""
+        reason = NO_MEMORY if len(batch) > most else self._why_unread(batch)
         started = time.perf_counter()
         if not reason:
             try:
@@ -122,6 +159,9 @@ class Drawer:
         note = note or f"not drawn in its batch of {len(batch)}: {reason}"
         for part in (batch[:half], batch[half:]):
             yield from self.draw(group, part, skip, texts, note)
+
+    def _why_unread(self, batch: Sequence[Item]) -> str:
+        return next((self._unread[item.key] for item in batch if item.key in self._unread), "")
 
     def _requests(self, group: Group, batch: Sequence[Item]) -> list[Any]:
         return self.pipe.prepare([group.request(self.pipe, item) for item in batch])

@@ -6,20 +6,26 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 from diffsynth.batch.jobs import Job, Problems, Row
+from diffsynth.batch.names import check_suffix, checked
+from diffsynth.batch.progress import nobody
 from diffsynth.batch.values import listed_values, of_job, of_text, size_of
 from diffsynth.batch.wildcards import Wildcards
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.request import ALIASES, ImageRequest, check_range, resolve_names
+from diffsynth.tokenizers.base import whole
 
 MOST_IMAGES = 10_000_000
 OWN = {"file": "str", "size": "str", "num_images_per_prompt": "int"}  # names of a row that are no settings
+SIDES = ("width", "height")
 
 Shared = tuple[tuple[str, Any], ...]
+Check: TypeAlias = Callable[[ImageRequest], None]
 
 
 class Entry(NamedTuple):
@@ -68,7 +74,7 @@ class Expansion:
     def __post_init__(self) -> None:
         self._kinds = {name: str(field.type) for name, field in self.request_type.settings().items()}
         self._shared: dict[tuple[Any, ...], Shared] = {}
-        self._usual: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._usual: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         self._words = Wildcards(self.job.folder)
 
     def entries(self) -> list[Entry]:
@@ -78,6 +84,11 @@ class Expansion:
             InvalidRequest: there are too many.
         """
         found: list[Entry] = []
+        try:
+            self._usual = self._of_all_rows()
+        except (_RowProblem, InvalidRequest) as problem:
+            self.problems.add("settings of all rows", str(problem))
+            return []
         for row in self.job.rows:
             try:
                 for more in self._of_row(row):
@@ -88,11 +99,18 @@ class Expansion:
                 self.problems.add(row.where, str(problem))
         return found
 
+    def _of_all_rows(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        usual, swept = _named(self.defaults), _named(self.sweeps)
+        _check_apart(usual, swept)
+        self._axes(swept)
+        resolve_names({**usual, **swept}, (*self._kinds, *OWN))
+        return usual, swept
+
     def _of_row(self, row: Row) -> Iterator[tuple[int, str, Any, Any, Shared, str | None]]:
-        if self._usual is None:
-            self._usual = _named(self.defaults), _named(self.sweeps)
         own = _named(row.settings)
-        axes = self._axes({**self._usual[1], **_swept(own.pop("sweep", {}))})
+        swept = _swept(own.pop("sweep", None))
+        _check_apart(own, swept)
+        axes = self._axes({**self._usual[1], **swept})
         given = {**self._usual[0], **own}
         names = list(axes)
         if math.prod(len(values) for values in axes.values()) > MOST_IMAGES:
@@ -118,18 +136,21 @@ class Expansion:
     def _read(self, row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings with values as requests have them; what is wrong with one is noted, and it left out."""
         settings: dict[str, Any] = {}
+        note = partial(self.problems.add, row.where)
         for name, value in given.items():
+            if name in OWN and value is None:
+                continue
             try:
                 if name == "size":
                     settings |= size_of(value)
                 elif name in OWN:
                     settings[name] = self._own(name, value)
                 elif name in self._kinds:
-                    settings[name] = of_job(value, self._kinds[name], self.job)
+                    settings[name] = of_job(value, self._kinds[name], self.job, note)
                 else:
                     resolve_names({name: value}, tuple(self._kinds), (*OWN, "sweep"))
-            except (InvalidRequest, OSError) as error:
-                self.problems.add(row.where, str(error))
+            except InvalidRequest as error:
+                note(str(error))
             except RecursionError as error:
                 raise _RowProblem(f"{printable(name)} has lists in lists, too deep for any setting.") from error
         if not isinstance(settings.get("prompt"), str):
@@ -143,7 +164,8 @@ class Expansion:
             return number
         if not isinstance(value, str):
             raise InvalidRequest(f"{name} must be text, not {printable(repr(value))}.")
-        return str(value)
+        check_suffix(value)
+        return checked(value)
 
     def _derived(self, row: int) -> int:
         """Return the seed of a row that has none; all images of its sweep have it, so that they can be compared."""
@@ -174,18 +196,30 @@ class _RowProblem(Exception):
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under our names for them."""
+    """Return settings under our names for them; a size is given in one way."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         ours = ALIASES.get(name, name)
         if ours in found:
             raise _RowProblem(f"{ours} is given twice, also under another name ({name}). Give it once.")
         found[ours] = value
+    if "size" in found and (sides := [name for name in SIDES if name in found]):
+        raise _RowProblem(f"size and {sides[0]} are both given. Give one of them.")
     return found
 
 
+def _check_apart(given: Mapping[str, Any], swept: Mapping[str, Any]) -> None:
+    """Raise _RowProblem if a sweep takes the effect from a setting that is given beside it."""
+    for name in given:
+        same = {name, *({"size": SIDES, "width": ("size",), "height": ("size",)}.get(name, ()))}
+        if other := next((each for each in swept if each in same), None):
+            raise _RowProblem(f"{name} is given, and {other} is swept over. Leave one of them out.")
+
+
 def _swept(own: Any) -> dict[str, Any]:
-    """Return the sweep of a row, by our names; in a table it is JSON."""
+    """Return the sweep of a row, if it has one, by our names; in a table it is JSON."""
+    if own is None:
+        return {}
     if isinstance(own, str):
         try:
             own = json.loads(own)
@@ -196,14 +230,28 @@ def _swept(own: Any) -> dict[str, Any]:
     return _named(own)
 
 
-def check_entries(entries: Sequence[Entry], request_type: type[ImageRequest], problems: Problems) -> None:
-    """Add all that is wrong with the settings of entries to ``problems``; no network is needed for it."""
+def check_entries(
+    entries: Sequence[Entry],
+    request_type: type[ImageRequest],
+    problems: Problems,
+    check: Check = nobody,
+) -> None:
+    """Add all that is wrong with the settings of entries to ``problems``; no network is needed for it.
+
+    Args:
+        entries: of a job.
+        request_type: whose settings they are.
+        problems: gets what is wrong.
+        check: raises InvalidRequest for what a request does not know to be wrong.
+    """
     known: dict[int, list[str]] = {}
     for entry in entries:
         found = known.get(id(entry.shared))
         if found is None:
-            found = known[id(entry.shared)] = settings_problems(dict(entry.shared), request_type)
-        for problem in found:
+            settings = dict(entry.shared)
+            found = [*settings_problems(settings, request_type, check), *_text_problems(settings)]
+            known[id(entry.shared)] = found
+        for problem in found if entry.prompt.isascii() else (*found, *_text_problems({"prompt": entry.prompt})):
             problems.add(entry.where, problem)
         try:
             check_range("seed", entry.seed, 0, 2**63 - 1, whole=True)
@@ -211,13 +259,34 @@ def check_entries(entries: Sequence[Entry], request_type: type[ImageRequest], pr
             problems.add(entry.where, str(error))
 
 
-def settings_problems(settings: Mapping[str, Any], request_type: type[ImageRequest]) -> list[str]:
-    """Return every reason for which a request refuses settings, not only the first."""
+def _text_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what makes texts such that no text encoder reads them."""
+    for name, value in settings.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                try:
+                    whole(text, name)
+                except InvalidRequest as error:
+                    yield str(error)
+
+
+def settings_problems(
+    settings: Mapping[str, Any], request_type: type[ImageRequest], check: Check = nobody
+) -> list[str]:
+    """Return every reason for which a request, or a check of it, refuses settings, not only the first."""
+
+    def refused(left: Mapping[str, Any]) -> str | None:
+        try:
+            check(request_type.from_settings({"prompt": "", **opened(left)}))
+        except (InvalidRequest, OSError) as error:
+            return str(error)
+        return None
+
     left, found = dict(settings), []
-    while (refusal := _refusal(left, request_type)) is not None:
+    while (refusal := refused(left)) is not None:
         found.append(refusal)
         named_first = sorted(left, key=lambda name: name not in refusal)
-        culprits = (name for name in named_first if _refusal(_without(left, name), request_type) != refusal)
+        culprits = (name for name in named_first if refused(_without(left, name)) != refusal)
         culprit = next(culprits, None)
         if culprit is None:
             break
@@ -227,14 +296,6 @@ def settings_problems(settings: Mapping[str, Any], request_type: type[ImageReque
 
 def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {each: value for each, value in settings.items() if each != name}
-
-
-def _refusal(settings: Mapping[str, Any], request_type: type[ImageRequest]) -> str | None:
-    try:
-        request_type.from_settings({"prompt": "", **opened(settings)})
-    except (InvalidRequest, OSError) as error:
-        return str(error)
-    return None
 
 
 def opened(settings: Mapping[str, Any]) -> dict[str, Any]:

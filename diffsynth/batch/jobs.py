@@ -99,8 +99,10 @@ def read_job(source: str | Path | Rows) -> Job:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(
-            f"{printable(path, 300)} is not UTF-8 text: {error.reason} at byte {error.start}."
+            f"{printable(path, 300)} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
         ) from error
+    if "\0" in text:  # as UTF-16 has
+        raise InvalidRequest(f"{printable(path, 300)} is not UTF-8 text: it has zero bytes. Save it as UTF-8.")
     problems = Problems()
     rows = tuple(readers[path.suffix.lower()](path, text, problems))
     problems.refuse(f"{printable(path, 300)} cannot be read")

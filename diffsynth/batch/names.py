@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from string import Formatter
@@ -14,7 +15,8 @@ from diffsynth.errors import InvalidRequest, printable
 USUAL = "{index:06d}-{seed}.png"
 OWN = ("index", "row", "key", "prompt", "seed")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-UNPRINTABLE = re.compile(r"[\x00-\x1f\ud800-\udfff]|^[A-Za-z]:")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\ud800-\udfff]")
+DRIVE = re.compile(r"[A-Za-z]:")
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_ .-]{,100}\.(png|jpg|jpeg|webp)")  # nothing is wrong with these
 LONGEST = 255  # bytes of a name, on nearly every file system
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')
@@ -32,6 +34,8 @@ class NameTemplate:
     """
 
     def __init__(self, text: str, settings: Mapping[str, Any]) -> None:
+        if not isinstance(text, str):
+            raise InvalidRequest(f"names must be a template such as {USUAL}, not {printable(repr(text))}.")
         self.text = text
         try:
             fields = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
@@ -84,10 +88,19 @@ def checked(name: str) -> str:
         return name
     path = name.replace(os.sep, "/")
     parts = [part for part in path.split("/") if part != "."]
-    if not parts or not all(parts) or ".." in parts or UNPRINTABLE.search(name):
+    if UNPRINTABLE.search(name):
+        raise InvalidRequest(f"the name {printable(name)!r} has characters that no file's name should have.")
+    if not parts or not all(parts) or ".." in parts or DRIVE.match(name):
         raise InvalidRequest(f"the name {printable(name)!r} must stay inside the output folder.")
     if len(path) > LONGEST // 4 and any(len(os.fsencode(part)) > LONGEST for part in parts):
         raise InvalidRequest(f"the name {printable(name)!r} has a part of more than {LONGEST} bytes.")
     if parts[-1].startswith(".") or parts[-1].endswith(".jsonl"):
         raise InvalidRequest(f"the name {printable(name)!r} is one that runs use themselves.")
     return "/".join(parts)
+
+
+def folded(name: str) -> str:
+    """Return what is the same for names that are one name where case, or the spelling of accents, is ignored."""
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

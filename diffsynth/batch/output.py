@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffsynth.batch.images import KEY, encoded, recipe_in
 from diffsynth.batch.ledger import Finished
-from diffsynth.batch.plan import Item
+from diffsynth.batch.plan import Item, Plan
 from diffsynth.batch.storage import Storage
 from diffsynth.errors import InvalidRequest, printable
 
@@ -56,6 +56,9 @@ class Output(ABC):
     def __init__(self, storage: Storage, quality: int = QUALITY) -> None:
         self.storage = storage
         self.quality = quality
+
+    def check(self, plan: Plan) -> None:  # noqa: B027 - files have nothing to refuse
+        """Raise InvalidRequest if images of a plan cannot be kept beside one another in this form."""
 
     @abstractmethod
     def add(self, item: Item, image: Image.Image, facts: Mapping[str, Any]) -> list[Published]:

@@ -20,7 +20,7 @@ import torch
 from diffsynth import __version__
 from diffsynth.batch.expand import Entry, Shared, opened
 from diffsynth.batch.jobs import Problems
-from diffsynth.batch.names import NameTemplate, check_suffix, checked
+from diffsynth.batch.names import NameTemplate, folded
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.recipe import Source, request_json
@@ -170,14 +170,14 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
         except InvalidRequest as error:
             problems.add(entry.where, str(error))
             continue
-        if taken.setdefault(name, key) != key:
-            problems.add(entry.where, f"another image is to have the name {printable(name)} too.")
+        if (other := taken.setdefault(folded(name), key)) != key:
+            problems.add(entry.where, _collision(name, found[other]))
         elif (known := found.get(key)) is None:
             found[key] = Item(key, entry.prompt, negative, entry.seed, (name,))
             keys.setdefault(group.digest, []).append(key)
         elif name not in known.names:
             found[key] = known._replace(names=(*known.names, name))
-    for name in taken:
+    for name in taken:  # folded, as the names of their folders must be
         folder = "/" in name and next((str(each) for each in PurePosixPath(name).parents if str(each) in taken), "")
         if folder:
             problems.add(printable(name), f"another image has the name {printable(folder)}, which is a folder here.")
@@ -188,6 +188,12 @@ def make_plan(pipe: ImagePipeline[Any], entries: Sequence[Entry], *, names: str,
         for start in range(0, len(mine), UNIT)
     ]
     return Plan(tuple(units), len(entries))
+
+
+def _collision(name: str, other: Item) -> str:
+    same = next(each for each in other.names if folded(each) == folded(name))
+    why = " too" if name == same else f", which many file systems take for {printable(name)}"
+    return f"another image is to have the name {printable(same)}{why}."
 
 
 class _Grouping:
@@ -267,8 +273,7 @@ def _facts(source: Source) -> dict[str, Any]:
 
 def _name(entry: Entry, key: str, group: Group, template: NameTemplate) -> str:
     if entry.file is not None:
-        check_suffix(entry.file)
-        return checked(entry.file)
+        return entry.file
     own = {"index": entry.number, "row": entry.row, "key": key, "prompt": entry.prompt, "seed": entry.seed}
     return template.fill({**group.complete, **own} if template.fields - own.keys() else own)
 

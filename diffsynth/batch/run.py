@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from diffsynth.batch.archives import Archives
-from diffsynth.batch.expand import Entry, Expansion, check_entries
+from diffsynth.batch.expand import Check, Entry, Expansion, check_entries
 from diffsynth.batch.jobs import Problems, Rows, read_job
 from diffsynth.batch.names import USUAL
 from diffsynth.batch.output import QUALITY, Files, Output
@@ -36,6 +36,7 @@ def read_entries(
     sweeps: Mapping[str, Any] | None = None,
     job_seed: int = 0,
     wildcards: bool = True,
+    check: Check = nobody,
 ) -> list[Entry]:
     """Read a job and check all of it, without any network.
 
@@ -46,6 +47,7 @@ def read_entries(
         sweeps: name → values; every combination is drawn, for every row.
         job_seed: what seeds are derived from, for rows without one.
         wildcards: whether ``{red|green}`` and ``__animals__`` in prompts are filled in.
+        check: raises InvalidRequest for what a request does not know to be wrong, such as a sampler that nobody has.
 
     Raises:
         InvalidRequest: it cannot be drawn; all that is wrong is named, with file and line.
@@ -57,7 +59,7 @@ def read_entries(
         read_job(job), request_type, defaults or {}, sweeps or {}, seed=job_seed, wildcards=wildcards, problems=problems
     )
     entries = expansion.entries()
-    check_entries(entries, request_type, problems)
+    check_entries(entries, request_type, problems, check)
     problems.refuse("the job cannot be drawn")
     return entries
 
@@ -79,6 +81,7 @@ def run_plan(
     verify: bool = False,
     retry_failed: bool = False,
     text_bytes: int = TEXT_BYTES,
+    low_memory: bool = False,
     on_step: OnStep = nobody,
     on_progress: OnProgress = nobody,
 ) -> Progress:
@@ -94,7 +97,10 @@ def run_plan(
         quality: 1 to 100, of JPEG and WebP.
         verify: read every finished file and compare its hash.
         retry_failed: draw images again that have failed three times.
-        text_bytes: of text features that are computed ahead.
+        text_bytes: of text features that are computed ahead; with ``low_memory``, that are kept in memory: if there are
+            more, a temporary file has them.
+        low_memory: encode all texts first, then give the memory of the text encoders back and draw. The images are
+            the same. The pipeline reads no texts afterwards; see ``ImagePipeline.release_text_encoders``.
         on_step: called at every step and between images; raise Cancelled in it to stop.
         on_progress: called at the start and when an image is settled.
 
@@ -102,19 +108,22 @@ def run_plan(
         What was drawn and what failed.
 
     Raises:
-        InvalidRequest: another process uses the ledger, or other files have names that images are to have.
+        InvalidRequest: another process uses the ledger, other files have names that images are to have, or the
+            pipeline has given its text encoders back.
         Paused: the disk is full or broken, or image after image fails; what is finished is kept.
         Cancelled: ``on_step`` has asked to stop.
         CheckpointError: a file of weights was changed.
     """
-    check_range("quality", quality, 1, 100, whole=True)
     output = make_output(format, folder, ledger, quality)
+    output.check(plan)
     with output.storage.ledger(ledger) as book:
         chosen = list(choose(plan.units))
         state = look(chosen, output.storage.history(), output, verify=verify, retry_failed=retry_failed)
         skip = state.finished | state.aside
         progress = Progress(sum(len(unit.items) for unit in chosen) - len(skip), len(state.finished), len(state.aside))
-        runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress)
+        if progress.images:
+            pipe.check_reads_texts()
+        runner = Runner(pipe, output, book, progress, skip, text_bytes, on_step, on_progress, low_memory)
         on_progress(progress)
         if progress.images or state.found:
             facts = {"images": progress.images, "versions": versions(), "device": str(pipe.device)}
@@ -127,11 +136,12 @@ def make_output(format: str, folder: str | Path | Storage, ledger: str, quality:
     """Return what writes images for the process of a ledger.
 
     Raises:
-        InvalidRequest: there is no such format, or the ledger's name is none.
+        InvalidRequest: there is no such format, the quality is none, or the ledger's name or the folder's.
     """
+    check_range("quality", quality, 1, 100, whole=True)
     if format not in FORMATS:
         raise InvalidRequest(f"format is {printable(format)!r}; known are: {', '.join(FORMATS)}.")
-    if not re.fullmatch(r"ledger(-[A-Za-z0-9_.-]+)?\.jsonl", ledger):
+    if not isinstance(ledger, str) or not re.fullmatch(r"ledger(-[A-Za-z0-9_.-]+)?\.jsonl", ledger):
         raise InvalidRequest(f"a ledger is called ledger.jsonl or ledger-NAME.jsonl, not {printable(ledger)!r}.")
     kind = Files if format == "files" else Archives
     return kind(open_storage(folder, ledger.removesuffix(".jsonl")), quality)

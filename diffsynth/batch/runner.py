@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, TypeVar
 
 from diffsynth.batch.drawing import Drawer, Outcome
@@ -13,6 +14,7 @@ from diffsynth.batch.output import Output, Published
 from diffsynth.batch.plan import Group, Item, Unit, versions
 from diffsynth.batch.progress import OnProgress, OnStep, Progress, nobody
 from diffsynth.batch.storage import Book
+from diffsynth.batch.text_store import TextStore
 from diffsynth.errors import InvalidRequest, Paused
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.texts import NO_TEXTS, Texts
@@ -36,6 +38,7 @@ class Runner:
         progress: how far the run is.
         skip: keys of images that are not drawn: those that are finished, or were set aside. Grows.
         text_bytes: of text features that are computed ahead; 0 takes the units one by one.
+        low_memory: whether the texts of all units are encoded first, and the text encoders then given back.
         on_step: called at every step and between images; raise Cancelled in it to stop.
         on_progress: called when an image is settled.
     """
@@ -48,6 +51,7 @@ class Runner:
     text_bytes: int = TEXT_BYTES
     on_step: OnStep = nobody
     on_progress: OnProgress = nobody
+    low_memory: bool = False
 
     def __post_init__(self) -> None:
         self._drawer = Drawer(self.pipe, self.progress, self.on_step)
@@ -57,14 +61,15 @@ class Runner:
         """Draw all images of units that are not to be skipped.
 
         Args:
-            units: in any order; each is taken when its texts are to be encoded, not sooner.
+            units: in any order; each is taken when its texts are to be encoded, not sooner. With ``low_memory`` all
+                that the pipeline will ever draw.
 
         Raises:
             Cancelled: by ``on_step``; images in flight are lost, finished ones are not.
             Paused: the disk is full or broken, or image after image fails.
             CheckpointError: a file of weights was changed.
         """
-        for window, texts in self._windows(units):
+        for window, texts in self._all_at_once(units) if self.low_memory else self._windows(units):
             for unit in window:
                 self._draw(unit, texts)
         return self.progress
@@ -108,6 +113,17 @@ class Runner:
         if window:
             yield window, texts
 
+    def _all_at_once(self, units: Iterable[Unit]) -> Iterator[tuple[list[Unit], Texts]]:
+        """Yield all units with the features of their texts, after the text encoders have left memory."""
+        wanted = [unit for unit in units if any(item.key not in self.skip for item in unit.items)]
+        if not wanted:
+            return
+        with TextStore(self.text_bytes) as store:
+            for unit in wanted:
+                self._saved(partial(self._drawer.keep, unit, self.skip, store))
+            self.pipe.release_text_encoders()
+            yield wanted, Texts(store)
+
     def _draw(self, unit: Unit, texts: Texts) -> None:
         for batch in unit.batches():
             for outcome in self._drawer.draw(unit.group, batch, self.skip, texts):
@@ -126,6 +142,7 @@ class Runner:
         except InvalidRequest as error:  # its name was taken meanwhile, or it does not fit into the format
             self._fail(group, item, str(error))
             return
+        self._failed_in_a_row = 0
         self._note(group, published)
 
     def _saved(self, write: Callable[[], T]) -> T:
@@ -139,7 +156,6 @@ class Runner:
             return
         self._write(*(image_line(group, each) for each in published))
         for key in dict.fromkeys(each.item.key for each in published):
-            self._failed_in_a_row = 0
             self.skip.add(key)
             self.progress.drawn += 1
             self.on_progress(self.progress)

@@ -20,6 +20,7 @@ from typing_extensions import Self, override
 
 from diffsynth.batch.ledger import PATTERN, Finished, History, Ledger, Line
 from diffsynth.batch.publish import link, publish, remove_leftovers
+from diffsynth.errors import InvalidRequest, printable
 
 
 class Stamp(NamedTuple):
@@ -201,10 +202,14 @@ def open_storage(place: str | Path | Storage, owner: str = "batch") -> Storage:
         owner: which process this is, for temporary names.
 
     Raises:
-        InvalidRequest: fsspec, or the library of this kind of address, is not installed.
+        InvalidRequest: it is neither, or fsspec, or the library of this kind of address, is not installed.
     """
     if isinstance(place, Storage):
         return place.owned_by(owner)
+    if not isinstance(place, (str, Path)) or not str(place) or "\0" in str(place):
+        raise InvalidRequest(
+            f"{printable(repr(place))} is no folder for images; name one, or give the address of an object store."
+        )
     kind, separator, rest = str(place).partition("://")
     if not separator or kind == "file":
         return Folder(rest if separator else place, owner)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from diffsynth.batch.jobs import Cell, Job
 from diffsynth.batch.pictures import PictureInMemory, digest_of, find_picture
@@ -18,23 +20,20 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 MOST_VALUES = 1_000_000
 
 
-def of_job(value: Any, kind: str, job: Job) -> Any:
+def of_job(value: Any, kind: str, job: Job, note: Callable[[str], None]) -> Any:
     """Return a setting's value, hashable: pictures found, and text of a table read as the setting's type.
 
     Args:
         value: as the job has it.
         kind: the setting's type.
         job: whose folder pictures are looked for in.
-
-    Raises:
-        InvalidRequest: a picture cannot be used.
-        OSError: a picture cannot be read.
+        note: told why a picture cannot be used; another stands in its place then, so that the rest can be checked.
     """
     if isinstance(value, Cell):
         value = of_text(value, kind)
     if "Image" in kind:
         several = isinstance(value, (list, tuple))
-        return tuple(_picture(each, job) for each in value) if several else _picture(value, job)
+        return tuple(_picture(each, job, note) for each in value) if several else _picture(value, job, note)
     value = frozen(value)
     return _as_floats(value) if "float" in kind else value
 
@@ -120,9 +119,15 @@ def frozen(value: Any) -> Any:
     return value
 
 
-def _picture(value: Any, job: Job) -> Any:
+def _picture(value: Any, job: Job, note: Callable[[str], None]) -> Any:
     if isinstance(value, (str, Path)):
-        return find_picture(value, job.folder, confined=job.confined)
+        try:
+            return find_picture(value, job.folder, confined=job.confined)
+        except InvalidRequest as error:
+            note(str(error))
+        except OSError as error:
+            note(f"{printable(value)} cannot be read: {error.strerror}.")
+        return PictureInMemory("", Image.new("RGB", (64, 64)))
     if hasattr(value, "convert") or hasattr(value, "latent_scale"):
         return PictureInMemory(digest_of(value), value)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.choice import OPTIONS, choose, with_options
-from diffsynth.cli.options import Debug, Verbose
+from diffsynth.cli.options import Debug, Verbose, named_once
 from diffsynth.cli.settings import given_settings, setting_options
 from diffsynth.cli.stopping import INTERRUPTED, stopping
 from diffsynth.errors import Cancelled, InvalidRequest, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffsynth.batch.expand import Entry
     from diffsynth.batch.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0  # where standard error is no terminal
 
@@ -30,7 +36,7 @@ def batch(
     ] = None,
     names: Annotated[str | None, typer.Option(help="Template of file names, such as {index:06d}-{seed}.png.")] = None,
     format: Annotated[str, typer.Option(help="files, or tar for archives of up to 64 images.")] = "files",
-    quality: Annotated[int, typer.Option(help="1 to 100, of JPEG and WebP.")] = 95,
+    quality: Annotated[int | None, typer.Option(help="1 to 100, of JPEG and WebP; usually 95.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images that are drawn together.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Draw one by one: the very bytes of single images.")] = False,
     job_seed: Annotated[int, typer.Option(help="What seeds are derived from, for rows without one.")] = 0,
@@ -47,6 +53,9 @@ def batch(
     ledger: Annotated[str | None, typer.Option(help="Name of the ledger: ledger-NAME.jsonl.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is finished, and compare hashes.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed three times.")] = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Encode all texts first, then give back the text encoders' memory.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Draw one batch, and say what the job costs.")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="With --dry-run: time on so many devices.")] = None,
     tflops: Annotated[float | None, typer.Option(help="What one of them sustains; as measured by default.")] = None,
@@ -65,8 +74,9 @@ def batch(
     choice = choose({}, None, [], **{name: more[name] for name in OPTIONS})
     choice.check(tuple(given))
     from diffsynth.batch import Shard, make_plan, read_entries, run_plan
-    from diffsynth.batch.names import USUAL
-    from diffsynth.batch.run import LEDGER, all_units
+    from diffsynth.batch.names import USUAL, NameTemplate
+    from diffsynth.batch.output import QUALITY
+    from diffsynth.batch.run import LEDGER, all_units, make_output
 
     part = Shard.parse(shard) if shard else None
     if (gpus or tflops) and not dry_run:
@@ -75,19 +85,36 @@ def batch(
         raise InvalidRequest(f"--tflops is above 0, such as 150, not {tflops}.")
     if report is not None:
         _check_report(report, output, dry_run=dry_run)
-    sweeps = dict(_sweep(text) for text in sweep or [])
+    sweeps = named_once("--sweep", map(_sweep, sweep or []))
     if exact and batch_size not in (None, 1):
         raise InvalidRequest("--exact and --batch-size contradict each other; give one of them.")
-    entries = read_entries(
-        job, choice.kind.request, defaults=given, sweeps=sweeps, job_seed=job_seed, wildcards=wildcards
-    )
     several = ray is not None or workers is not None
     if ledger and several:
         raise InvalidRequest("--ledger names the ledger of one process; with --ray or --workers each has its own.")
+    if low_memory and several:
+        raise InvalidRequest(
+            "--low-memory is for one process, which knows all its texts before it draws; a worker is given unit after "
+            "unit. Leave out --ray and --workers; --shard I/N starts as many processes as you like."
+        )
+    own = ledger or (part.ledger if part else LEDGER)
     how: dict[str, Any] = {"names": names or USUAL, "batch_size": 1 if exact else batch_size}
+    NameTemplate(how["names"], choice.kind.request.settings())  # what it refuses is told before a network is loaded
+    target = make_output(format, output, own, QUALITY if quality is None else quality)  # likewise
+    entries = read_entries(
+        job, choice.kind.request, defaults=given, sweeps=sweeps, job_seed=job_seed, wildcards=wildcards,
+        check=choice.check_request,
+    )  # fmt: skip
+    if quality is not None and _are_png(how["names"], entries):
+        logger.warning("--quality has no effect, for every image is a PNG; name them .jpg or .webp.")
     pipe: Any = None if several and not dry_run else choice.pipeline()
     if dry_run:
-        print("\n".join(costs(pipe, make_plan(pipe, entries, **how), gpus, tflops)))
+        idle = {"--shard": shard, "--ray": ray, "--workers": workers, "--ledger": ledger, "--verify": verify,
+                "--retry-failed": retry_failed}  # fmt: skip
+        if unused := [option for option, value in idle.items() if value]:
+            logger.warning("--dry-run tells of the whole job: %s has no effect.", " and ".join(unused))
+        plan = make_plan(pipe, entries, **how)
+        target.check(plan)
+        print("\n".join(costs(pipe, plan, gpus, tflops)))
         return 0
     line = _Line()
     common: dict[str, Any] = {"choose": part or all_units, "verify": verify, "retry_failed": retry_failed}
@@ -100,12 +127,14 @@ def batch(
 
                 progress = run_distributed(
                     choice.pipeline, entries, output, address=None if ray == "local" else ray, workers=workers,
-                    manner=Manner(format, quality), **how, **common,
+                    manner=Manner(format, target.quality), **how, **common,
                 )  # fmt: skip
             else:
                 plan = make_plan(pipe, entries, **how)
-                own = ledger or (part.ledger if part else LEDGER)
-                progress = run_plan(pipe, plan, output, ledger=own, format=format, quality=quality, **common)
+                progress = run_plan(
+                    pipe, plan, output, ledger=own, format=format, quality=target.quality, low_memory=low_memory,
+                    **common,
+                )  # fmt: skip
     except (KeyboardInterrupt, Cancelled) as asked:
         line.end()
         print("stopped; the same command goes on from here.", file=sys.stderr)
@@ -130,6 +159,10 @@ def _check_report(path: Path, output: str, *, dry_run: bool) -> None:
     if dry_run or "://" in output:
         why = "--dry-run draws nothing" if dry_run else "a report is written about a folder on this machine"
         raise InvalidRequest(f"--report has no effect here: {why}. Leave it out.")
+
+
+def _are_png(names: str, entries: Sequence[Entry]) -> bool:
+    return all((entry.file or names).lower().endswith(".png") for entry in entries)
 
 
 def _sweep(text: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +41,7 @@ from diffsynth.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from diffsynth.manager import ModelManager
+    from diffsynth.pipelines.request import ImageRequest
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,26 @@ class Choice:
     def check(self, settings: Sequence[str]) -> None:
         """Raise InvalidRequest if an option or a setting is not one of the pipeline."""
         self.kind.check_options(self.options, self.inversions, settings)
+
+    def check_request(self, request: ImageRequest) -> None:
+        """Raise InvalidRequest for what can be known to be wrong with a request before any network is loaded."""
+        from diffsynth.pipelines import hires
+        from diffsynth.schedulers.catalog import make_scheduler
+
+        chosen, options = self.kind.conventions(self.conventions), self.options
+        name = request.scheduler or chosen.scheduler
+        beta_end, prediction = options["beta_end"], options["prediction"]
+        scheduler = make_scheduler(
+            chosen.samplers.get(name, name),
+            beta_start=0.00085,  # any schedule does, unless one is asked for
+            beta_end=0.012 if beta_end is None else beta_end,
+            prediction=prediction or "velocity",
+            spacing=request.spacing,
+            zero_terminal_snr=bool(options["zero_terminal_snr"]),
+        )
+        steps = request.num_inference_steps or chosen.num_inference_steps
+        scheduler.start(steps, denoising_strength=request.denoising_strength, draw_noise=hires.no_noise)
+        hires.check(replace(request, num_inference_steps=steps), scheduler)
 
     def pipeline(self) -> Any:
         """Load everything and return the pipeline.

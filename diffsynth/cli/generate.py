@@ -10,7 +10,6 @@ import secrets
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,26 +86,10 @@ def generate(
 
 def _requests(choice: Choice, prompts: list[str], count: int, settings: dict[str, Any]) -> list[ImageRequest]:
     """Return a request per image; every setting that needs no network is checked here, before any is loaded."""
-    from diffsynth.pipelines import hires
     from diffsynth.pipelines.calls import make_requests
-    from diffsynth.pipelines.hires import no_noise
-    from diffsynth.schedulers.catalog import make_scheduler
 
-    chosen, options = choice.kind.conventions(choice.conventions), choice.options
     requests: list[ImageRequest] = make_requests(choice.kind.request, prompts, count, {**settings})
-    name = requests[0].scheduler or chosen.scheduler
-    beta_end, prediction = options["beta_end"], options["prediction"]
-    scheduler = make_scheduler(
-        chosen.samplers.get(name, name),
-        beta_start=0.00085,  # any schedule does, unless one is asked for
-        beta_end=0.012 if beta_end is None else beta_end,
-        prediction=prediction or "velocity",
-        spacing=requests[0].spacing,
-        zero_terminal_snr=bool(options["zero_terminal_snr"]),
-    )
-    steps = requests[0].num_inference_steps or chosen.num_inference_steps
-    scheduler.start(steps, denoising_strength=requests[0].denoising_strength, draw_noise=no_noise)
-    hires.check(replace(requests[0], num_inference_steps=steps), scheduler)
+    choice.check_request(requests[0])
     return requests
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.choice import OPTIONS, choose, with_options
-from diffsynth.cli.options import Debug, Verbose
+from diffsynth.cli.options import Debug, Verbose, named_once
 from diffsynth.cli.pipelines import kind_named
 from diffsynth.cli.stopping import stopping
 from diffsynth.errors import InvalidRequest, printable
@@ -56,7 +56,7 @@ def grid(
     _check(x, {"--y": y, "--pages": pages, "--draw or an option of drawing": drawing})
     if x is not None and (columns or caption):
         raise InvalidRequest("--columns and --caption are for contact sheets; a plot has the columns of --x.")
-    chosen = dict(map(_where, where or []))
+    chosen = named_once("--where", map(_where, where or []))
     alone = len(images) == 1 and images[0].is_dir()
     folder = Folder.read(images[0]) if alone else Folder.of_files(images)
     if x is None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from diffsynth.errors import CheckpointError, InvalidRequest
+from diffsynth.errors import CheckpointError, InvalidRequest, printable
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,20 @@ Kinds = Annotated[
     typer.Option("--as", metavar="[PATH=]KIND", help="Say by hand which network a file holds; repeat for several."),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def named_once(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what an option says of each name.
+
+    Raises:
+        InvalidRequest: it says two things of one.
+    """
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidRequest(f"{option} names {printable(name)} twice; give it once.")
+        found[name] = value
+    return found
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -27,7 +27,7 @@ class Step(Protocol):
 
 
 class Stopped(Cancelled):
-    """The user asked to stop.
+    """The user asked to stop, and the step ended.
 
     Args:
         reason: where it stopped.
@@ -39,23 +39,40 @@ class Stopped(Cancelled):
         self.exit_code = 128 + number
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """The user asked to stop before there was a step to end, or twice.
+
+    Args:
+        number: of the first signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
 @contextmanager
 def stopping() -> Iterator[Callable[[Step], None]]:
-    """Yield a function to call after each step, which stops if that was asked for; a second signal stops at once.
+    """Yield a function to call after each step, which stops if that was asked for.
+
+    A signal before the first call stops at once, for nothing is begun yet; so does a second one.
 
     Raises:
         Stopped: by that function.
-        KeyboardInterrupt: at the second signal.
+        StoppedAtOnce: anywhere else.
     """
     asked: list[int] = []
+    begun = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
+        if len(asked) > 1 or not begun:
+            raise StoppedAtOnce(asked[0])
         print("stopping after this step; once more stops at once", file=sys.stderr)
 
     def check(done: Step) -> None:
+        nonlocal begun
+        begun = True
         if asked:
             raise Stopped(f"stopped after step {done.step} of {done.steps}", asked[0])
 

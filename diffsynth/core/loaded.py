@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ from diffsynth.core.checkpoint import Checkpoint
 from diffsynth.core.family import ModelFamily
 from diffsynth.core.loading import address
 from diffsynth.core.registry import Identified
-from diffsynth.errors import CheckpointError
+from diffsynth.errors import CheckpointError, InvalidRequest
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,6 +51,7 @@ class LoadedModel(Generic[M]):
         holder: who keeps it, if anybody does.
         users: the pipelines that draw with it.
         adapters: what changes it, in the order in which that came.
+        was_on: where its weights were, if it has none any more.
     """
 
     module: M
@@ -60,6 +62,7 @@ class LoadedModel(Generic[M]):
     holder: weakref.ref[Holder] | None = None
     users: weakref.WeakSet[object] = field(default_factory=weakref.WeakSet)
     adapters: list[Adapter] = field(default_factory=list)
+    was_on: torch.device | None = None
 
     @property
     def mapped(self) -> bool:
@@ -83,13 +86,13 @@ class LoadedModel(Generic[M]):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
-        return next(self.module.parameters()).device
+        """Where its weights are, or were before they were given back."""
+        return self.was_on or next(self.module.parameters()).device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights, those shared under two names counted once."""
-        return sum(tensor.nbytes for tensor in self.module.parameters())
+        """Bytes of its weights in memory, those shared under two names counted once."""
+        return sum(tensor.nbytes for tensor in self.module.parameters() if not tensor.is_meta)
 
     @property
     def label(self) -> str:
@@ -104,6 +107,20 @@ class LoadedModel(Generic[M]):
         """
         if self.mapped:
             self.checkpoint.check_unchanged()
+
+    def without_weights(self) -> LoadedModel[M]:
+        """Return all that is known of it, with a network of its sizes that has no weights and refuses to be run."""
+        twin: Any = self.family.build_on_meta(self.config)
+        twin.requires_grad_(requires_grad=False).register_forward_pre_hook(partial(_refuse, self.label))
+        users: weakref.WeakSet[object] = weakref.WeakSet()
+        left = replace(self, module=twin, views=frozenset(), holder=None, users=users, was_on=self.device)
+        weakref.finalize(self.module, left.forget_pages).atexit = False  # the checkpoint keeps the file mapped
+        return left
+
+    def forget_pages(self) -> None:
+        """Give back the memory of its file's pages, if that is mapped; what was written into the weights is lost."""
+        for key in self.found.keys:
+            self.checkpoint.forget(key)
 
     def comes_from(self, checkpoint: Checkpoint, found: Identified) -> bool:
         """Whether it is this network of this file, whichever way the file's path was written."""
@@ -122,6 +139,10 @@ class LoadedModel(Generic[M]):
     def answers_to(self, variant: str) -> bool:
         """Whether a variant means this network: path, file name with or without ending, prefix, or its version."""
         return self.found.answers_to(variant, self.path)
+
+
+def _refuse(label: str, *_: Any) -> None:
+    raise InvalidRequest(f"{label} has given its weights back, so it cannot be run; load it again.")
 
 
 def _resolved(checkpoint: Checkpoint) -> list[Path]:

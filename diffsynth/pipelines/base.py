@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.core.placement import free_memory
@@ -40,6 +41,7 @@ class ImagePipeline(ABC, Generic[R]):
 
     request_type: ClassVar[type[ImageRequest]]
     released = False  # whether it has given its networks back
+    reads_texts = True  # whether it has its text encoders
 
     def __post_init__(self) -> None:
         """Let the networks know who draws with them."""
@@ -151,11 +153,13 @@ class ImagePipeline(ABC, Generic[R]):
             known: texts that are encoded already, which are left out.
 
         Raises:
-            InvalidRequest: a text encoder has no such layer.
+            InvalidRequest: a text encoder has no such layer, or all were given back.
             NonFiniteResult: numbers overflowed, in float32 too.
         """
         self._check_not_released()
-        texts = (text for request in requests for text in self.texts_of(request) if text not in known)
+        texts = [text for request in requests for text in self.texts_of(request) if text not in known]
+        if texts:
+            self.check_reads_texts()
         return encode_distinct(texts, self.encode, self.text_encoders)
 
     @torch.no_grad()
@@ -217,14 +221,54 @@ class ImagePipeline(ABC, Generic[R]):
         self._give_back()
         free_memory(device)
 
+    def release_text_encoders(self) -> None:
+        """Give the text encoders back, so that their memory is freed; draw with texts that were encoded before.
+
+        They are dropped, not moved to the memory of the CPU: their files stay where they were, and another pipeline is
+        soon made. As with ``release``, those that another pipeline shares stay, and so does what the caller holds.
+        Recipes go on to name them.
+
+        Raises:
+            CheckpointError: a file of theirs was changed since it was loaded, which has spoilt the texts.
+        """
+        self._check_not_released()
+        if self.reads_texts:
+            for device in self._drop_text_encoders():
+                free_memory(device)
+
+    def _drop_text_encoders(self) -> set[torch.device]:
+        """Keep nothing of the text encoders but what recipes tell; return where they were."""
+        gone = [model for model in self.models if any(model.module is each for each in self.text_encoders)]
+        for model in gone:
+            model.check_unchanged()
+        left = [model.without_weights() if model in gone else model for model in self.models]
+        self.__dict__.update(vars(self.with_models(left)))
+        self.reads_texts = False
+        gc.collect()  # pipelines that nobody can reach are no users
+        for model in gone:
+            self._let_go(model)
+        return {model.device for model in gone}
+
+    def check_reads_texts(self) -> None:
+        """Raise InvalidRequest if the text encoders were given back."""
+        if not self.reads_texts:
+            raise InvalidRequest(
+                "the text encoders of this pipeline were given back, so it reads no more texts: encode all of them "
+                "before release_text_encoders() (low_memory does so with those of a job), or make another pipeline."
+            )
+
     def _give_back(self) -> None:
         gc.collect()  # pipelines that nobody can reach are no users
         for model in self.models:
-            model.users.discard(self)
-            holder = None if model.holder is None else model.holder()
-            if holder is not None and not model.users:
-                holder.forget(model)
+            self._let_go(model)
         self.__dict__.update({**dict.fromkeys(vars(self)), "loaded": (), "released": True})
+
+    def _let_go(self, model: LoadedModel[Any]) -> None:
+        """Draw with a network no longer; if nobody else does, its holder forgets it."""
+        model.users.discard(self)
+        holder = None if model.holder is None else model.holder()
+        if holder is not None and not model.users:
+            holder.forget(model)
 
     def _check_not_released(self) -> None:
         if self.released:
@@ -275,6 +319,14 @@ class ImagePipeline(ABC, Generic[R]):
     def models_for(self, request: R) -> tuple[LoadedModel[Any], ...]:
         """Return those of the networks that a complete request needs; its recipe names them."""
         return self.models
+
+    @abstractmethod
+    def with_models(self, models: Sequence[LoadedModel[Any]]) -> Self:
+        """Return a pipeline that differs from this one in its networks.
+
+        Args:
+            models: networks of the same sizes, one in the place of each of ``models``.
+        """
 
     @property
     @abstractmethod

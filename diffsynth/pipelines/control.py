@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -114,6 +114,10 @@ class ControlNets(Generic[M]):
             if reason := misfit(entry):
                 raise InvalidRequest(reason)
         return cls(tuple(chosen))
+
+    def exchanged(self, new: Mapping[LoadedModel[Any], LoadedModel[Any]]) -> Self:
+        """Return the same with other networks in the place of these."""
+        return replace(self, loaded=tuple(new[entry] for entry in self.loaded))
 
     @staticmethod
     def takes_several(entry: LoadedModel[Any]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -110,6 +110,11 @@ class PicturePrompts(Generic[M]):
                 f'that holds a text encoder too, with kind="clip_vision" (--as).{why}'
             )
         return cls(first, second)
+
+    def exchanged(self, new: Mapping[LoadedModel[Any], LoadedModel[Any]]) -> PicturePrompts[M]:
+        """Return the same with other networks in the place of these."""
+        adapter, encoder = (None if entry is None else new[entry] for entry in (self.adapter, self.encoder))
+        return replace(self, adapter=adapter, encoder=encoder)
 
     @property
     def loaded(self) -> tuple[LoadedModel[Any], ...]:

@@ -35,16 +35,17 @@ class Texts:
 
     def to(self, device: str | torch.device) -> Texts:
         """Return the same features, kept on a device, such as in the memory of the CPU."""
-        return Texts({text: _moved(value, torch.device(device)) for text, value in self.features.items()})
+        moved = {text: with_tensors(value, lambda tensor: tensor.to(device)) for text, value in self.features.items()}
+        return Texts(moved)
 
     def with_more(self, others: Texts) -> Texts:
         """Return these features and others."""
-        return Texts({**self.features, **others.features})
+        return Texts({**self.features, **others.features}) if len(others) else self
 
     @property
     def nbytes(self) -> int:
         """Bytes of all features."""
-        return sum(tensor.nbytes for value in self.features.values() for tensor in _tensors(value))
+        return sum(tensor.nbytes for value in self.features.values() for tensor in tensors_in(value))
 
 
 NO_TEXTS = Texts()
@@ -68,7 +69,7 @@ def encode_distinct(texts: Iterable[Hashable], encode: Callable[[Any], Any], enc
         for text in wanted:
             if text not in found:
                 features = encode(text)
-                if all(bool(tensor.isfinite().all()) for tensor in _tensors(features)):
+                if all(bool(tensor.isfinite().all()) for tensor in tensors_in(features)):
                     found[text] = features
         return Texts(found), None if len(found) == len(wanted) else "the text encoder's features"
 
@@ -80,18 +81,20 @@ def rows_of(sides: Iterable[Sequence[Any]]) -> list[Any]:
     return [text for side in zip(*sides, strict=True) for text in side]
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of the features of a text."""
     if isinstance(value, Tensor):
         return [value]
     parts = [getattr(value, each.name) for each in fields(value)] if is_dataclass(value) else value or ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the features of a text with each tensor changed, in the order of ``tensors_in``."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(_moved(part, device) for part in value)
+        return tuple(with_tensors(part, change) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{each.name: _moved(getattr(value, each.name), device) for each in fields(value)})
+        return replace(value, **{each.name: with_tensors(getattr(value, each.name), change) for each in fields(value)})
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from diffsynth.core.checkpoint import open_checkpoint
 from diffsynth.core.loaded import LoadedModel
@@ -110,9 +110,10 @@ class UNetImagePipeline(ImagePipeline[R]):
 
         Raises:
             CheckpointError: the file cannot be used; the message says why.
-            InvalidRequest: the pipeline was released.
+            InvalidRequest: the pipeline was released, or its text encoders were.
         """
         self._check_not_released()
+        self.check_reads_texts()
         checkpoint = open_checkpoint(path)
         tensors = {key: checkpoint[key].clone() for key in checkpoint}
         word = learn_from(self.readers, tensors, Path(path), word)
@@ -123,6 +124,25 @@ class UNetImagePipeline(ImagePipeline[R]):
     @override
     def models(self) -> tuple[LoadedModel[Any], ...]:
         return self.loaded
+
+    @override
+    def with_models(self, models: Sequence[LoadedModel[Any]]) -> Self:
+        new = dict(zip(self.loaded, models, strict=True))
+        modules: Any = {old.module: entry.module for old, entry in new.items()}
+        return replace(
+            self,
+            denoiser=modules[self.denoiser],
+            readers=tuple(replace(reader, encoder=modules[reader.encoder]) for reader in self.readers),
+            vae=modules[self.vae],
+            loaded=tuple(models),
+            controlnets=self.controlnets.exchanged(new),
+            pictures=self.pictures.exchanged(new),
+            **self._exchanged(modules),
+        )
+
+    def _exchanged(self, modules: Mapping[nn.Module, Any]) -> dict[str, Any]:
+        """Return the fields with further networks, exchanged for others; see ``with_models``."""
+        return {}
 
     @property
     @override

@@ -107,13 +107,18 @@ class Tokenizer(ABC):
         return Tokenized(ids, mask, tuple(lost))
 
 
-def whole(text: str) -> str:
-    """Return the text; raise InvalidRequest if it cannot be written as UTF-8, which no tokenizer survives."""
+def whole(text: str, name: str = "the prompt") -> str:
+    """Return the text; raise InvalidRequest if it cannot be written as UTF-8, which no tokenizer survives.
+
+    Args:
+        text: to be encoded.
+        name: of it, for the message.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"the prompt holds half of a character (U+{ord(text[error.start]):04X}) at position {error.start}. "
+            f"{name} holds half of a character (U+{ord(text[error.start]):04X}) at position {error.start}. "
             "It was probably read with the wrong encoding; read it as UTF-8."
         ) from error
     return text

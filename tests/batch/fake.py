@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from diffsynth.core.loaded import LoadedModel
 from diffsynth.pipelines.base import ImagePipeline, OutputType
@@ -56,6 +56,10 @@ class FakePipeline(ImagePipeline[ImageRequest]):
     @override
     def models(self) -> tuple[LoadedModel[Any], ...]:
         return ()
+
+    @override
+    def with_models(self, models: Sequence[LoadedModel[Any]]) -> Self:
+        return self
 
     @property
     @override

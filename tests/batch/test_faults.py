@@ -236,7 +236,11 @@ def test_leftovers_of_a_killed_run_are_removed_and_those_of_others_are_not(tmp_p
         ({"names": "{index}"}, "must end in one of .png"),
         ({"names": "{nothing}.png"}, "has a field 'nothing'; known are: index, row, key, prompt, seed"),
         ({"names": "{seed.__class__}.png"}, "has a field"),
-        ({"names": "\ud800{index}.png"}, "must stay inside the output folder"),
+        ({"names": "\ud800{index}.png"}, "has characters that no file's name should have"),
+        ({"names": "a\0{index}.png"}, "has characters that no file's name should have"),
+        ({"names": 3}, "names must be a template such as .*, not 3"),
+        ({"names": b"{index}.png"}, "names must be a template"),
+        ({"ledger": 3}, "a ledger is called"),
         ({"names": "../{index}.png"}, "must stay inside the output folder"),
         ({"names": "/tmp/{index}.png"}, "must stay inside"),
         ({"names": "same.png"}, "another image is to have the name same.png too"),
@@ -275,12 +279,12 @@ def test_a_ledger_that_cannot_be_opened_is_an_error_of_the_system(tmp_path: Path
 
 
 def test_every_line_of_a_ledger_is_json(tmp_path: Path) -> None:
-    run_batch(FakePipeline(), [{"prompt": "一只\u2028熊猫 \ud800", "seed": 1}], tmp_path)
+    run_batch(FakePipeline(), [{"prompt": "一只\u2028熊猫 \\", "seed": 1}], tmp_path)
 
     first, second = (tmp_path / "ledger.jsonl").read_bytes().splitlines()
 
     assert json.loads(first)["run"]["images"] == 1
-    assert json.loads(second)["request"]["prompt"] == "一只\u2028熊猫 \ud800"
+    assert json.loads(second)["request"]["prompt"] == "一只\u2028熊猫 \\"
     assert issubclass(Paused, DiffSynthError)
 
 
@@ -289,3 +293,48 @@ def test_an_image_cannot_have_the_name_of_the_folder_of_another(tmp_path: Path) 
 
     with pytest.raises(InvalidRequest, match=r"x.png/y.png: another image has the name x.png, which is a folder here"):
         run_batch(FakePipeline(), job, tmp_path)
+
+
+@pytest.mark.parametrize("folder", [None, 3, b"out", "", "a\0b"])
+def test_what_is_no_folder_is_refused_by_name(folder: Any) -> None:
+    with pytest.raises(InvalidRequest, match="is no folder for images"):
+        run_batch(FakePipeline(), JOB, folder)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [("A.png", "a.png"), ("\u00e9.png", "e\u0301.png"), ("stra\u00dfe.png", "STRASSE.png"), ("B/x.png", "b/X.png")],
+)
+def test_names_that_are_one_where_case_is_ignored_are_refused_everywhere(tmp_path: Path, one: str, two: str) -> None:
+    job = [{"prompt": "a", "seed": 1, "file": one}, {"prompt": "b", "seed": 1, "file": two}]
+
+    with pytest.raises(InvalidRequest, match=f"request 2: another image is to have the name {one}, which many file"):
+        run_batch(FakePipeline(), job, tmp_path)
+
+
+def test_one_image_may_have_names_that_differ_in_case(tmp_path: Path) -> None:
+    job = [{"prompt": "a", "seed": 1, "file": name} for name in ("A.png", "a.png")]
+
+    assert run_batch(FakePipeline(), job, tmp_path).drawn == 1
+    assert run_batch(FakePipeline(), job, tmp_path).finished == 1
+
+
+def test_in_archives_images_may_not_differ_in_their_endings_only(tmp_path: Path) -> None:
+    job = [{"prompt": "a", "seed": 1, "file": "x.png"}, {"prompt": "b", "seed": 1, "file": "X.jpg"}]
+
+    with pytest.raises(InvalidRequest, match=r"X.jpg: its JSON would have the name of that of x.png; give another"):
+        run_batch(FakePipeline(), job, tmp_path / "tar", format="tar")
+
+    assert not (tmp_path / "tar").exists()
+    assert run_batch(FakePipeline(), job, tmp_path / "files").drawn == 2
+    both_of_one = [{"prompt": "a", "seed": 1, "file": name} for name in ("x.png", "x.jpg")]
+    assert run_batch(FakePipeline(), both_of_one, tmp_path / "tar", format="tar").drawn == 1
+
+
+def test_images_of_an_archive_that_failed_among_others_do_not_end_the_run(tmp_path: Path) -> None:
+    job = [{"prompt": f"prompt {number % 2}", "seed": number} for number in range(2 * HOPELESS + 4)]
+    bad = FakePipeline(on_draw=refusing("prompt 1"))
+
+    progress = run_batch(bad, job, tmp_path, batch_size=1, format="tar")
+
+    assert (progress.drawn, len(progress.failures)) == (HOPELESS + 2, HOPELESS + 2)

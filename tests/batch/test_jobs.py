@@ -135,6 +135,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) 
         ("line 3", "has no prompt"),
         ("line 4", "absent.png"),
         ("line 4", "denoising_strength 0.5 needs an input_image"),
+        ("line 4", "0 local_prompts need as many masks; 1 were given"),
         ("line 5", "size must be WIDTHxHEIGHT"),
         ("line 5", "seed must be a whole number from 0"),
         ("line 6", "sweep over cfg_scale: give a list of values"),
@@ -160,6 +161,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) 
         ("job.txt", "\n \n", "holds no rows"),
         ("job.yaml", "a", "a job is a file ending in .jsonl, .csv, .txt"),
         ("job.txt", "\udcff", "is not UTF-8 text"),
+        ("job.txt", "a\0 \0f\0o\0x\0\n\0", "is not UTF-8 text: it has zero bytes. Save it as UTF-8"),
     ],
 )
 def test_files_that_are_no_jobs_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -191,6 +193,20 @@ def test_pictures_are_found_beside_the_job_and_nowhere_else(tmp_path: Path) -> N
     assert first.shared == second.shared
     assert str(caught.value).count("lies outside the job's folder") == 3
     assert "is not a picture" in str(caught.value)
+
+
+def test_pictures_that_are_missing_are_all_named_and_nothing_else_is_said_of_them(tmp_path: Path) -> None:
+    masks = {"local_prompts": ["a", "b", "c"], "masks": ["one.png", "../two.png", "one.png"], "mask_scales": [1, 1, 1]}
+    job = write(tmp_path / "job.jsonl", {"prompt": "a", "image": "absent.png", "strength": 0.5, **masks})
+
+    with pytest.raises(InvalidRequest) as caught:
+        entries(job)
+
+    assert str(caught.value).splitlines()[1:] == [
+        "  job.jsonl, line 1: absent.png cannot be read: No such file or directory.",
+        "  job.jsonl, line 1: one.png cannot be read: No such file or directory.",
+        "  job.jsonl, line 1: ../two.png lies outside the job's folder, where pictures must be.",
+    ]
 
 
 def test_a_picture_that_changes_while_the_job_runs_is_noticed(tmp_path: Path) -> None:
@@ -264,6 +280,72 @@ def test_odd_values_are_refused_by_name(tmp_path: Path, row: Any, message: str) 
 
     with pytest.raises(InvalidRequest, match=f"job.jsonl, line 1: .*{message}"):
         entries(write(tmp_path / "job.jsonl", row if isinstance(row, str) else {"prompt": "a", **row}))
+
+
+def test_halves_of_characters_are_told_of_before_anything_is_drawn(tmp_path: Path) -> None:
+    half = '"\\ud83d!"'
+    job = write(
+        tmp_path / "job.jsonl",
+        f'{{"prompt": {half}}}',
+        f'{{"prompt": "a", "negative_prompt": {half}, "local_prompts": [{half}], "masks": ["red.png"]}}',
+        '{"prompt": "\\ud83e\\udd8a"}',
+    )
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+
+    with pytest.raises(InvalidRequest) as caught:
+        entries(job)
+
+    told = str(caught.value)
+    assert told.count("holds half of a character (U+D83D)") == 3
+    for where in ("line 1: prompt holds", "line 2: negative_prompt holds", "line 2: local_prompts holds"):
+        assert where in told
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"file": "../a.png"}, "must stay inside the output folder"),
+        ({"file": "a.gif"}, "must end in one of .png"),
+        ({"file": "a\0.png"}, "has characters that no file's name should have"),
+        ({"size": "64x64", "width": 64}, "size and width are both given"),
+        ({"cfg_scale": 2, "sweep": {"guidance_scale": [2, 3]}}, "cfg_scale is given, and cfg_scale is swept over"),
+        ({"height": 64, "sweep": {"size": ["64x64"]}}, "height is given, and size is swept over"),
+    ],
+)
+def test_names_and_contradictions_are_refused_without_a_pipeline(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"1 problem:\n  job.jsonl, line 1: .*{message}"):
+        entries(write(tmp_path / "job.jsonl", {"prompt": "a", **row}))
+
+
+def test_what_is_wrong_with_settings_of_all_rows_is_said_once(tmp_path: Path) -> None:
+    job = write(tmp_path / "job.jsonl", {"prompt": "a"}, {"prompt": "b"})
+
+    for given, message in (
+        ({"sweeps": {"sed": "1,2"}}, "there is no setting called 'sed'. Did you mean seed"),
+        ({"defaults": {"cfg_scale": 2}, "sweeps": {"cfg_scale": "1,2"}}, "cfg_scale is given, and cfg_scale is swept"),
+        ({"sweeps": {"seed": "9..1"}}, "sweep over seed: 9..1 is no range"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"1 problem:\n  settings of all rows: {message}"):
+            entries(job, **given)
+
+
+def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    names = ("file", "size", "num_images_per_prompt", "seed", "sweep", "cfg_scale")
+
+    (found,) = entries(write(tmp_path / "job.jsonl", {"prompt": "a", **dict.fromkeys(names)}))
+
+    assert (found.file, dict(found.shared)) == (None, {"cfg_scale": None})
+
+
+def test_what_a_pipeline_knows_is_told_with_all_the_rest(tmp_path: Path) -> None:
+    def check(request: Any) -> None:
+        if request.scheduler == "nope":
+            raise InvalidRequest("there is no scheduler called nope.")
+
+    with pytest.raises(InvalidRequest, match=r"line 1: cfg_scale(.|\n)*line 1: there is no scheduler called nope"):
+        entries(write(tmp_path / "job.jsonl", {"prompt": "a", "scheduler": "nope", "cfg_scale": -1}), check=check)
 
 
 def test_a_quote_that_is_not_closed_does_not_take_the_rows_after_it(tmp_path: Path) -> None:

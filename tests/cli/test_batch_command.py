@@ -16,6 +16,7 @@ from PIL import Image
 from diffsynth.batch.progress import Progress
 from diffsynth.cli import run
 from diffsynth.cli.batch import duration, progress_line
+from diffsynth.cli.choice import Choice
 
 REPO = Path(__file__).parents[2]
 SMALL = ["--height", "64", "--width", "64", "--steps", "1", "--device", "cpu", "--cfg-scale", "1"]
@@ -60,8 +61,9 @@ def test_an_image_of_a_job_is_that_of_generate(models: Path, job: Path, tmp_path
 
 
 def test_what_is_wrong_is_told_before_networks_are_loaded(
-    models: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delattr(Choice, "pipeline")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "steps": 1}\n{"cfg_scale": 2}\n')
     cases: list[tuple[list[object], Path, str]] = [
@@ -69,6 +71,13 @@ def test_what_is_wrong_is_told_before_networks_are_loaded(
         ([], tmp_path / "absent.jsonl", "absent.jsonl"),
         (["--shard", "2/2"], job, "a shard is I/N"),
         (["--sweep", "seed"], job, "--sweep is NAME=VALUES"),
+        (["--sweep", "seed=1", "--sweep", "seed=2"], job, "--sweep names seed twice"),
+        (["--sweep", "cfg_scale=1,2"], job, "cfg_scale is given, and cfg_scale is swept over"),
+        (["--scheduler", "nope"], job, "job.jsonl, line 2: "),
+        (["--names", "{nope}.png"], job, "has a field 'nope'"),
+        (["--format", "zip"], job, "format is 'zip'"),
+        (["--quality", "0"], job, "quality must be a whole number from 1"),
+        (["--ledger", "mine"], job, "a ledger is called ledger.jsonl"),
         (["--exact", "--batch-size", "2"], job, "contradict each other"),
         (["--lora-partly"], job, "--lora-partly goes with --lora"),
         (["--crop", "1", "2"], job, "--crop is not an option of HunyuanDiTImagePipeline"),

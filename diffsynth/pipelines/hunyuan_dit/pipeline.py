@@ -165,6 +165,21 @@ class HunyuanDiTImagePipeline(ImagePipeline[HunyuanDiTRequest]):
     def models_for(self, request: HunyuanDiTRequest) -> tuple[LoadedModel[Any], ...]:
         return self.pictures.in_use(self.controlnets.in_use(self.loaded, request), request)
 
+    @override
+    def with_models(self, models: Sequence[LoadedModel[Any]]) -> Self:
+        new = dict(zip(self.loaded, models, strict=True))
+        modules: Any = {old.module: entry.module for old, entry in new.items()}
+        encoder = self.prompt_encoder
+        return replace(
+            self,
+            denoiser=modules[self.denoiser],
+            prompt_encoder=replace(encoder, clip=modules[encoder.clip], t5=modules[encoder.t5]),
+            vae=modules[self.vae],
+            loaded=tuple(models),
+            controlnets=self.controlnets.exchanged(new),
+            pictures=self.pictures.exchanged(new),
+        )
+
     @property
     @override
     def vocabularies(self) -> tuple[Source, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from typing_extensions import Self, override
 
 from diffsynth.manager import ModelManager
@@ -127,6 +128,10 @@ class SDXLImagePipeline(UNetImagePipeline[SDXLRequest]):
             pictures=pictures,
             loaded=(*parts.all, *dict.fromkeys(nets.loaded), *pictures.loaded),
         )
+
+    @override
+    def _exchanged(self, modules: Mapping[nn.Module, Any]) -> dict[str, Any]:
+        return {"refiner": None if self.refiner is None else modules[self.refiner]}
 
     @override
     def describe(self) -> dict[str, Any]:
