@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from diffsynth.core.patterns import KeyPattern, key_pattern
+from diffsynth.core.patterns import PatternTable, key_pattern
 from diffsynth.types import StateDict
 
 _SUFFIXES = (".weight", ".bias")
@@ -198,8 +198,8 @@ class Converter:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._drops = [key_pattern(rule.theirs, _SUFFIXES) for rule in rules if isinstance(rule, Drop)]
-        self._ours = _index(rules, ours=True)
-        self._theirs = _index(rules, ours=False)
+        self._ours = _table(rules, ours=True)
+        self._theirs = _table(rules, ours=False)
 
     def from_ours(self, keys: Iterable[str]) -> list[Conversion]:
         """Return the conversions that cover these keys of ours.
@@ -211,7 +211,7 @@ class Converter:
 
     def from_theirs(self, keys: Iterable[str]) -> list[Conversion]:
         """Return the conversions that these keys of theirs take part in; dropped and unknown keys have none."""
-        return self._cover((key for key in keys if _find(key, self._theirs)), self._theirs)
+        return self._cover((key for key in keys if self._theirs.find(key)), self._theirs)
 
     def drops(self, key: str) -> bool:
         """Whether a key of theirs is left out on purpose."""
@@ -240,10 +240,10 @@ class Converter:
         return out
 
     @staticmethod
-    def _cover(keys: Iterable[str], index: _Index) -> list[Conversion]:
+    def _cover(keys: Iterable[str], table: PatternTable[Rule]) -> list[Conversion]:
         steps: dict[Conversion, None] = {}
         for key in keys:
-            found = _find(key, index)
+            found = table.find(key)
             if found is None:
                 raise KeyError(f"no rule speaks of {key}")
             rule, fields, suffix = found
@@ -252,20 +252,10 @@ class Converter:
         return list(steps)
 
 
-_Index: TypeAlias = list[tuple[KeyPattern, Rule]]
-
-
-def _index(rules: Rules, *, ours: bool) -> _Index:
-    return [
+def _table(rules: Rules, *, ours: bool) -> PatternTable[Rule]:
+    return PatternTable(
         (key_pattern(text, _SUFFIXES), rule)
         for rule in rules
         if not isinstance(rule, Drop)
         for text in _sides(rule)[1 if ours else 0]
-    ]
-
-
-def _find(key: str, index: _Index) -> tuple[Rule, dict[str, int], str] | None:
-    for pattern, rule in index:
-        if (match := pattern.match(key)) is not None:
-            return rule, *match
-    return None
+    )

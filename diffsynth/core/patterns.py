@@ -6,11 +6,15 @@ A field ``{name}`` stands for a number. ``**`` at the end stands for whatever fo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import count
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_NUMBER = re.compile("[0-9]+")
 
 
 class KeyPattern:
@@ -23,6 +27,7 @@ class KeyPattern:
 
     def __init__(self, text: str, suffixes: tuple[str, ...] = ()) -> None:
         self.text = text
+        self.suffixes = suffixes
         self.fields: tuple[str, ...] = tuple(_FIELD.findall(text))
         body = re.escape(text.removesuffix("**"))
         body = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9][0-9]{0,8})", body)
@@ -49,6 +54,42 @@ class KeyPattern:
 def key_pattern(text: str, suffixes: tuple[str, ...] = ()) -> KeyPattern:
     """Return the pattern for ``text``, made once."""
     return KeyPattern(text, suffixes)
+
+
+class PatternTable(Generic[T]):
+    """Patterns with a value each, of which a key finds the first that it matches without being compared with most.
+
+    Args:
+        rows: patterns and values, in the order in which they are tried.
+    """
+
+    def __init__(self, rows: Iterable[tuple[KeyPattern, T]]) -> None:
+        shaped = [(row, _shapes(row[0])) for row in rows]
+        known = {shape for _, shapes in shaped for shape in shapes or ()}
+        self._any_shape = [row for row, shapes in shaped if shapes is None]
+        self._by_shape: dict[str, list[tuple[KeyPattern, T]]] = {shape: [] for shape in known}
+        for row, shapes in shaped:
+            for shape in known if shapes is None else shapes:
+                self._by_shape[shape].append(row)
+
+    def find(self, key: str) -> tuple[T, dict[str, int], str] | None:
+        """Return the value of the first pattern that a key matches, the numbers of its fields, and the suffix."""
+        for pattern, value in self._by_shape.get(_without_numbers(key), self._any_shape):
+            if (match := pattern.match(key)) is not None:
+                return value, *match
+        return None
+
+
+def _shapes(pattern: KeyPattern) -> set[str] | None:
+    """Return how keys that a pattern matches look without their numbers; None if they end in anything."""
+    if pattern.text.endswith("**"):
+        return None
+    key = pattern.fill(dict.fromkeys(pattern.fields, 0))
+    return {_without_numbers(key + suffix) for suffix in ("", *pattern.suffixes)}
+
+
+def _without_numbers(key: str) -> str:
+    return _NUMBER.sub("0", key)
 
 
 def fold_numbers(key: str) -> str:

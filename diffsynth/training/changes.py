@@ -7,7 +7,7 @@ from typing import Any
 
 from diffsynth.errors import InvalidRequest, printable
 
-# What the numbers in the weights mean: with another value the network would have to forget what it has learnt.
+# What the numbers in the weights mean: with another value what was learnt would be lost.
 MEANING = (
     "config.denoiser.prediction",
     "config.denoiser.beta_start",
@@ -15,6 +15,8 @@ MEANING = (
     "config.denoiser.latent_scale",
     "config.unet.prediction",
     "config.lora.alpha",
+    "config.lora.rank",
+    "config.lora.layers",
     "base.sha256",
 )
 HARMLESS = ("config.record.", "config.data.memory", "config.data.workers", "config.schedule.steps")

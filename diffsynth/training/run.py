@@ -79,12 +79,12 @@ def _train(job: Job, config: TrainingConfig, run: Path, workers: Workers, until:
         content = {"step": step, "config": config.as_dict(), "versions": versions(), **job.describe()}
         return {"training": json.dumps(content, ensure_ascii=False)}
 
-    loop = Loop(job, config, run, workers, recipe)
-    loop.resume()
     record = Record(run)
     facts = {"config": config.as_dict(), "device": str(workers.device), "processes": workers.count, **job.describe()}
-    if loop.step:
+    if checkpoints(run):
         refuse(record.changed(facts), str(run))
+    loop = Loop(job, config, run, workers, recipe)
+    loop.resume()
     workers.wait()
     if workers.writes:
         record.begin(loop.step, facts)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffsynth.core.patterns import KeyPattern, fold_numbers, key_pattern
+from diffsynth.core.patterns import KeyPattern, PatternTable, fold_numbers, key_pattern
 
 LAYER = (".weight", ".bias")
 
@@ -53,6 +53,37 @@ def test_text_that_means_something_in_regular_expressions_means_itself() -> None
 def test_patterns_are_made_once() -> None:
     assert key_pattern("blocks.{i}", LAYER) is key_pattern("blocks.{i}", LAYER)
     assert repr(key_pattern("blocks.{i}")) == "KeyPattern('blocks.{i}')"
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("blocks.3.norm2.weight", ("norm", {"i": 3, "k": 2}, ".weight")),
+        ("blocks.3.norm2", ("norm", {"i": 3, "k": 2}, "")),
+        ("blocks.0.norm1.bias", ("the first", {}, ".bias")),
+        ("blocks.1.norm1.bias", ("norm", {"i": 1, "k": 1}, ".bias")),
+        ("blocks.01.norm1.bias", None),
+        ("decoder.7.weight", ("rest", {}, "")),
+        ("blocks.0.rest.3", ("rest of the first", {}, "")),
+        ("blocks.1.rest.3", None),
+        ("end2", ("end", {}, "")),
+        ("end3", None),
+    ],
+)
+def test_a_table_finds_the_first_pattern_that_a_key_matches(
+    key: str, found: tuple[str, dict[str, int], str] | None
+) -> None:
+    rows = [
+        (KeyPattern("blocks.0.norm1", LAYER), "the first"),
+        (KeyPattern("blocks.{i}.norm{k}", LAYER), "norm"),
+        (KeyPattern("end2"), "end"),
+        (KeyPattern("blocks.0.**"), "rest of the first"),
+        (KeyPattern("decoder.**"), "rest"),
+        (KeyPattern("decoder.7.weight"), "too late"),
+    ]
+
+    assert PatternTable(rows).find(key) == found
+    assert PatternTable(rows[::-1]).find("blocks.0.norm1.bias") == ("rest of the first", {}, "")
 
 
 def test_folding_names_each_number_of_a_key() -> None:
