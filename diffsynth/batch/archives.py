@@ -12,7 +12,6 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -115,4 +114,4 @@ def _archive(members: Sequence[tuple[str, bytes, str]]) -> bytes:
 
 def _side(name: str) -> str:
     """Return the name of the JSON beside an image."""
-    return PurePosixPath(name).with_suffix(".json").as_posix()
+    return name[: name.rindex(".")] + ".json"

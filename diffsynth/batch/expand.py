@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from diffsynth.tokenizers.base import whole
 MOST_IMAGES = 10_000_000
 OWN = {"file": "str", "size": "str", "num_images_per_prompt": "int"}  # names of a row that are no settings
 SIDES = ("width", "height")
+WORD = re.compile(r"\w+")
 
 Shared = tuple[tuple[str, Any], ...]
 Check: TypeAlias = Callable[[ImageRequest], None]
@@ -282,14 +284,16 @@ def settings_problems(
             return str(error)
         return None
 
-    left, found = dict(settings), []
+    left, found, wrong = dict(settings), [], set[str]()
     while (refusal := refused(left)) is not None:
-        found.append(refusal)
+        if wrong.isdisjoint(WORD.findall(refusal)):  # else it follows from what was left out
+            found.append(refusal)
         named_first = sorted(left, key=lambda name: name not in refusal)
         culprits = (name for name in named_first if refused(_without(left, name)) != refusal)
         culprit = next(culprits, None)
         if culprit is None:
             break
+        wrong.add(culprit)
         del left[culprit]
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -52,6 +52,7 @@ class Plot:
         across: what differs from column to column.
         places: (page, row, column) → image; what is missing is not drawn, or failed.
         others: settings that differ too, without being shown.
+        kept: all images that fit, with these values or others.
     """
 
     folder: Folder
@@ -60,6 +61,7 @@ class Plot:
     across: Axis
     places: Mapping[tuple[int, int, int], Record]
     others: tuple[str, ...]
+    kept: tuple[Record, ...]
 
     def missing(self) -> Iterator[dict[str, Any]]:
         """Yield the settings of each place without an image, those of the axes only."""
@@ -122,7 +124,13 @@ class Plot:
 
 
 def make_plot(
-    folder: Folder, x: str, y: str | None = None, pages: str | None = None, where: Mapping[str, str] | None = None
+    folder: Folder,
+    x: str,
+    y: str | None = None,
+    pages: str | None = None,
+    where: Mapping[str, str] | None = None,
+    *,
+    empty: bool = False,
 ) -> Plot:
     """Find the image of every combination of values.
 
@@ -133,15 +141,19 @@ def make_plot(
         y: what differs from row to row, likewise.
         pages: what differs from page to page, likewise.
         where: setting → the value that images must have to be shown.
+        empty: whether there need not be an image in any place.
 
     Raises:
         InvalidRequest: there is no such setting, several images fit one place, or none fits any.
     """
     values = Values(folder)
-    kept = [record for record in folder.records if record.request and _fits(values, record, where or {})]
+    known = [record for record in folder.records if record.request]
+    _check_named(where or {}, known)
+    kept = [record for record in known if _fits(values, record, where or {})]
     if not kept:
-        raise InvalidRequest(f"no image of {printable(folder.path, 300)} has a recipe and fits {_told(where or {})}.")
-    axes = [_axis(text, values, kept) if text else ONE for text in (pages, y, x)]
+        fits = f" and fits {_told(where)}" if where else ""
+        raise InvalidRequest(f"no image of {printable(folder.path, 300)} has a recipe{fits}.")
+    axes = [ONE if text is None else _axis(text, values, kept) for text in (pages, y, x)]
     names = [axis.name for axis in axes if axis is not ONE]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"{names[-1]} is on two axes; each needs a setting of its own.")
@@ -162,9 +174,10 @@ def make_plot(
                 record,
                 {axis.name: axis.values[at] for axis, at in zip(axes, place, strict=True) if axis.name},
             )
-    if not places:
+    if not places and not empty:
         raise InvalidRequest("no image has one of the values that are to be shown; see what there is without =VALUES.")
-    return Plot(folder, axes[0], axes[1], axes[2], places, tuple(_differing(list(places.values()), names)))
+    others = tuple(_differing(list(places.values()) or kept, names))
+    return Plot(folder, axes[0], axes[1], axes[2], places, others, tuple(kept))
 
 
 class Values:
@@ -206,15 +219,22 @@ def _axis(text: str, values: Values, records: Sequence[Record]) -> Axis:
     name = setting_named(name)
     found = dict.fromkeys(_key(values.of(record, name)) for record in records)
     there = [json.loads(key) for key in found]
-    if there == [None]:
-        known = sorted({name for record in records for name in record.request})
-        raise InvalidRequest(
-            f"no image has a setting {printable(name)!r}; there are: {listed((*known, *OF_RECIPES), 60)}."
-        )
+    _check_named([name], records)
+    if there == [None] and not equals:
+        raise InvalidRequest(f"no image has a value of {name}; choose another setting, or give values: {name}=VALUES.")
     if equals:
         return Axis(name, tuple(_parsed(each, there) for each in listed_values(name, listing, "int")))
     numbers = all(isinstance(each, (int, float)) for each in there)
     return Axis(name, tuple(sorted(there) if numbers else there))
+
+
+def _check_named(names: Iterable[str], records: Sequence[Record]) -> None:
+    known = {name for record in records for name in record.request}
+    for name in map(setting_named, names):
+        if records and name not in (*known, *OF_RECIPES, FILE):
+            raise InvalidRequest(
+                f"no image has a setting {printable(name)!r}; there are: {listed((*sorted(known), *OF_RECIPES), 60)}."
+            )
 
 
 def setting_named(name: str) -> str:
@@ -308,9 +328,12 @@ def contact_sheet(
     """
     check_range("columns", columns, 1, 1000, whole=True)
     values = Values(folder)
+    for named in (where or {}, captions or ()):
+        _check_named(named, [record for record in folder.drawn if record.request])
     records = [record for record in folder.drawn if _fits(values, record, where or {})]
     if not records:
-        raise InvalidRequest(f"no image of {printable(folder.path, 300)} fits {_told(where or {})}.")
+        fits = f"fits {_told(where)}" if where else "was drawn"
+        raise InvalidRequest(f"no image of {printable(folder.path, 300)} {fits}.")
     names = [setting_named(name) for name in captions] if captions else _differing(records, ()) or [FILE]
     cells = [Cell(partial(_open, folder, record), _caption(values, record, names)) for record in records]
     prompts = {record.request.get("prompt") for record in records}

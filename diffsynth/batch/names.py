@@ -19,6 +19,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\ud800-\udfff]")
 DRIVE = re.compile(r"[A-Za-z]:")
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_ .-]{,100}\.(png|jpg|jpeg|webp)")  # nothing is wrong with these
 LONGEST = 255  # bytes of a name, on nearly every file system
+LONGEST_PATH = 800  # characters, with its folders; systems stop at 1024 or 4096 bytes, the output folder included
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')
 
 
@@ -94,7 +95,9 @@ def checked(name: str) -> str:
         raise InvalidRequest(f"the name {printable(name)!r} must stay inside the output folder.")
     if len(path) > LONGEST // 4 and any(len(os.fsencode(part)) > LONGEST for part in parts):
         raise InvalidRequest(f"the name {printable(name)!r} has a part of more than {LONGEST} bytes.")
-    if parts[-1].startswith(".") or parts[-1].endswith(".jsonl"):
+    if len(path) > LONGEST_PATH:
+        raise InvalidRequest(f"the name {printable(name)!r} has more than {LONGEST_PATH} characters.")
+    if parts[-1].startswith(".") or any(part.endswith(".jsonl") for part in parts):
         raise InvalidRequest(f"the name {printable(name)!r} is one that runs use themselves.")
     return "/".join(parts)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffsynth.batch.images import KEY, encoded, recipe_in
 from diffsynth.batch.ledger import Finished
-from diffsynth.batch.plan import Item, Plan
+from diffsynth.batch.plan import Item, Plan, versions
 from diffsynth.batch.storage import Storage
 from diffsynth.errors import InvalidRequest, printable
 
@@ -36,11 +36,19 @@ class Published:
 
 
 class NameTaken(InvalidRequest):
-    """Another file has the name that an image is to have."""
+    """Another file has the name that an image is to have.
 
-    def __init__(self, where: str) -> None:
+    Args:
+        where: the file.
+        recipe: inside it, if it is known.
+    """
+
+    def __init__(self, where: str, recipe: Mapping[str, Any] | None = None) -> None:
+        others = {name: str((recipe or {}).get(name, "")).partition("+")[0] for name in versions()}
+        told = " and ".join(f"{name} {version}" for name, version in others.items())
+        by = f", drawn with {printable(told)}" if recipe and others != versions() else ""
         super().__init__(
-            f"{printable(where, 300)} is there already and is another image, or was changed. No file is replaced: "
+            f"{printable(where, 300)} is there already and is another image{by}, or was changed. No file is replaced: "
             "move it away, or choose another folder or other names."
         )
 
@@ -121,8 +129,8 @@ class Files(Output):
             content = encoded(image, item.key, names[0], self.quality)
             created = self.storage.create(content, names)
             for name, mine in zip(names, created, strict=True):
-                if not mine and not self._holds(name, item):
-                    raise NameTaken(self.storage.where(name))
+                if not mine:
+                    self._check_holds(name, item)
             digest = hashlib.sha256(content).hexdigest() if created[0] else self.storage.digest(names[0])
             found.append(Published(item, self.storage.finished(names, digest), facts))
         return found
@@ -157,14 +165,18 @@ class Files(Output):
         stamp = self.storage.stamp(name)
         if stamp is None or (not stamp.size and self.storage.remove_empty(name)):
             return False
-        if not self._holds(name, item):
-            raise NameTaken(self.storage.where(name))
+        self._check_holds(name, item)
         return True
 
-    def _holds(self, name: str, item: Item) -> bool:
-        with self.storage.open(name) as file:
-            recipe = recipe_in(file)
-        return recipe is not None and recipe.get(KEY) == item.key
+    def _check_holds(self, name: str, item: Item) -> None:
+        """Raise NameTaken unless a file is an image."""
+        try:
+            with self.storage.open(name) as file:
+                recipe = recipe_in(file)
+        except (InvalidRequest, FileNotFoundError) as error:  # a folder, a pipe, a link that leads nowhere
+            raise NameTaken(self.storage.where(name)) from error
+        if recipe is None or recipe.get(KEY) != item.key:
+            raise NameTaken(self.storage.where(name), recipe)
 
 
 def _suffix(name: str) -> str:

@@ -43,7 +43,7 @@ def publish(content: bytes, paths: Sequence[Path], owner: str) -> list[bool]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(paths[0])) from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
 
 
@@ -91,7 +91,7 @@ def _copy(source: Path, path: Path) -> bool:
         path.unlink()
         raise
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
     return True
 

@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from diffsynth.batch.images import FORMATS, recipe_of
 from diffsynth.batch.ledger import PATTERN, read_lines
+from diffsynth.batch.names import checked
 from diffsynth.errors import InvalidRequest, listed, printable
 from diffsynth.pipelines.latent_file import SUFFIX, open_latents
 from diffsynth.pipelines.latent_image import LatentImage
@@ -26,6 +27,7 @@ from diffsynth.pipelines.pictures import DAMAGED, open_file, open_picture, read_
 logger = logging.getLogger(__name__)
 
 HOW = ("rows", "seconds", "note", "versions", "time")  # how an image was drawn; it has no part in its recipe
+GONE = "it was drawn, but its file is not there any more"
 SHORTEST_KEY = 6  # characters of a key that are enough to name it
 
 
@@ -40,7 +42,7 @@ class Record:
         facts: how it was drawn: ``rows``, the images that were drawn together, ``seconds``, ``time`` and so on.
         names: further files of the same image.
         archive: the archive that it lies in, relative to the folder; None for a file.
-        failure: why it could not be drawn; None if it was.
+        failure: why it could not be drawn, or that its file is gone; None if it is there.
     """
 
     name: str
@@ -78,12 +80,13 @@ class Folder:
         if not path.is_dir():
             raise InvalidRequest(f"{printable(path, 300)} is not a folder of images.")
         lines = [line for ledger in sorted(path.glob(PATTERN)) for line in read_lines(ledger)]
-        records = list(_of_lines(lines))
+        records = [_there(path, record) for record in _of_lines(lines)]
         known = {name for record in records for name in (record.name, *record.names)}
         records += [each for each in _of_images(path, known) if each.request or not lines]
         if not records:
-            raise InvalidRequest(f"{printable(path, 300)} has neither a ledger of a batch nor images.")
-        starts = sorted((line["run"] for line in lines if "run" in line), key=lambda run: str(run.get("time")))
+            raise InvalidRequest(f"{printable(path, 300)} has no images, and no ledger of a batch that tells of any.")
+        runs = (line["run"] for line in lines if isinstance(line.get("run"), dict))
+        starts = sorted(runs, key=lambda run: str(run.get("time")))
         return cls(path, tuple(sorted(records, key=lambda each: each.name)), tuple(starts))
 
     @classmethod
@@ -116,7 +119,8 @@ class Folder:
         if not found and len(wanted) >= SHORTEST_KEY:
             found = [record for record in self.records if record.key.startswith(wanted)]
         if len(found) != 1:
-            which = f"fits {len(found)} images: {listed(each.name for each in found)}" if found else "fits no image"
+            named = listed(f"{each.name} ({each.key[:12] or 'no key'})" for each in found)
+            which = f"fits {len(found)} images: {named}" if found else "fits no image"
             raise InvalidRequest(f"{printable(wanted)!r} {which} of {printable(self.path, 300)}; give a name or a key.")
         if found[0].failure is not None:
             raise InvalidRequest(f"{printable(wanted)} could not be drawn: {printable(found[0].failure, 300)}")
@@ -215,7 +219,11 @@ def _of_lines(lines: Sequence[Mapping[str, Any]]) -> Iterable[Record]:
     for line in lines:
         if "key" not in line:
             continue
-        record = _of_line(line)
+        try:
+            record = _of_line(line)
+        except (TypeError, ValueError) as error:
+            logger.warning("left out: a damaged line of a ledger: %s", error)
+            continue
         before = found.get(record.key)
         if before is not None and before.failure is None:
             if record.failure is None and record.name != before.name:
@@ -227,18 +235,31 @@ def _of_lines(lines: Sequence[Mapping[str, Any]]) -> Iterable[Record]:
 
 
 def _of_line(line: Mapping[str, Any]) -> Record:
-    files = tuple(map(str, line.get("files", ())))
+    if not isinstance(line["key"], str) or not isinstance(line.get("files", []), list):
+        raise TypeError("key must be text, and files a list")
+    files = tuple(map(checked, line.get("files", ())))
     member = line.get("member")
-    names = (str(member), *line.get("wanted_as", ())) if member else files
+    names = tuple(map(checked, (member, *line.get("wanted_as", ())))) if member else files
     return Record(
         name=names[0] if names else line["key"][:12],
         key=line["key"],
-        request=line.get("request", {}),
+        request=dict(line.get("request", {})),
         facts={name: line[name] for name in HOW if name in line},
-        names=tuple(map(str, names[1:])),
+        names=names[1:],
         archive=files[0] if member else None,
         failure=str(line["failed"]) if "failed" in line else None,
     )
+
+
+def _there(folder: Path, record: Record) -> Record:
+    """Return a record under a name that is there; a failure if its files were removed."""
+    if record.failure is not None:
+        return record
+    names = [record.archive] if record.archive else [record.name, *record.names]
+    here = [name for name in names if (folder / name).exists()]
+    if not here:
+        return replace(record, failure=GONE)
+    return record if record.archive or here == names else replace(record, name=here[0], names=tuple(here[1:]))
 
 
 def facts_beside(path: Path) -> Mapping[str, Any]:

@@ -180,7 +180,7 @@ class Runner:
 
     def _paused(self, error: OSError) -> Paused:
         done = f"{self.progress.drawn} of {self.progress.images} images"
-        return Paused(f"paused: {error.strerror}: {error.filename}. {done} of this run are finished and kept; "
+        return Paused(f"{error.strerror}: {error.filename}. {done} of this run are finished and kept; "
                       "make room or mend the disk, and the same command goes on from here.")  # fmt: skip
 
 

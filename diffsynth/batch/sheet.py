@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -167,6 +168,7 @@ def fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
+@cache
 def _hatched(width: int, height: int) -> Image.Image:
     page = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(page)

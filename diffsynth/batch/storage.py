@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -80,6 +81,7 @@ class Storage(ABC):
         """Open a file to be read.
 
         Raises:
+            InvalidRequest: it is no regular file.
             OSError: it cannot be read.
         """
 
@@ -167,7 +169,10 @@ class Folder(Storage):
 
     @override
     def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
+        path = self.path / name
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise InvalidRequest(f"{printable(path, 300)} is a folder or no regular file; move it away.")
+        return path.open("rb")
 
     @override
     def glob(self, pattern: str) -> list[str]:

@@ -130,4 +130,4 @@ def _picture(value: Any, job: Job, note: Callable[[str], None]) -> Any:
         return PictureInMemory("", Image.new("RGB", (64, 64)))
     if hasattr(value, "convert") or hasattr(value, "latent_scale"):
         return PictureInMemory(digest_of(value), value)
-    return value
+    return frozen(value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.choice import OPTIONS, choose, with_options
-from diffsynth.cli.options import Debug, Verbose, named_once
+from diffsynth.cli.options import Debug, Verbose, check_file, check_folder, named_once
 from diffsynth.cli.settings import given_settings, setting_options
 from diffsynth.cli.stopping import INTERRUPTED, stopping
 from diffsynth.errors import Cancelled, InvalidRequest, printable
@@ -99,6 +99,8 @@ def batch(
     own = ledger or (part.ledger if part else LEDGER)
     how: dict[str, Any] = {"names": names or USUAL, "batch_size": 1 if exact else batch_size}
     NameTemplate(how["names"], choice.kind.request.settings())  # what it refuses is told before a network is loaded
+    if "://" not in output:
+        check_folder(Path(output))
     target = make_output(format, output, own, QUALITY if quality is None else quality)  # likewise
     entries = read_entries(
         job, choice.kind.request, defaults=given, sweeps=sweeps, job_seed=job_seed, wildcards=wildcards,
@@ -111,7 +113,7 @@ def batch(
         idle = {"--shard": shard, "--ray": ray, "--workers": workers, "--ledger": ledger, "--verify": verify,
                 "--retry-failed": retry_failed}  # fmt: skip
         if unused := [option for option, value in idle.items() if value]:
-            logger.warning("--dry-run tells of the whole job: %s has no effect.", " and ".join(unused))
+            logger.warning("--dry-run tells of the whole job; without effect: %s.", ", ".join(unused))
         plan = make_plan(pipe, entries, **how)
         target.check(plan)
         print("\n".join(costs(pipe, plan, gpus, tflops)))
@@ -159,6 +161,7 @@ def _check_report(path: Path, output: str, *, dry_run: bool) -> None:
     if dry_run or "://" in output:
         why = "--dry-run draws nothing" if dry_run else "a report is written about a folder on this machine"
         raise InvalidRequest(f"--report has no effect here: {why}. Leave it out.")
+    check_file(path)
 
 
 def _are_png(names: str, entries: Sequence[Entry]) -> bool:

@@ -5,11 +5,8 @@ The options for settings are made from the fields of the request, so a new setti
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +14,7 @@ import typer
 
 from diffsynth.cli.again import read_again
 from diffsynth.cli.choice import OPTIONS, Choice, choose, with_options
-from diffsynth.cli.options import Debug, Verbose
+from diffsynth.cli.options import Debug, Verbose, check_file
 from diffsynth.cli.settings import given_settings, setting_options
 from diffsynth.cli.stopping import stopping
 from diffsynth.errors import InvalidRequest, printable
@@ -67,7 +64,7 @@ def generate(
     if len(requests) > 1:
         outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]
     for path in outputs:
-        _check_output(path)
+        check_file(path)
     from diffsynth.pipelines.latent_file import save_latents
     from diffsynth.pipelines.recipe import save_image
 
@@ -91,26 +88,6 @@ def _requests(choice: Choice, prompts: list[str], count: int, settings: dict[str
     requests: list[ImageRequest] = make_requests(choice.kind.request, prompts, count, {**settings})
     choice.check_request(requests[0])
     return requests
-
-
-def _check_output(path: Path) -> None:
-    """Make sure, before anything is loaded, that an image can be written.
-
-    Raises:
-        InvalidRequest: it cannot.
-        OSError: it cannot, for a reason that the system gives, such as a name that is too long.
-    """
-    name = printable(path, 300)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidRequest(f"--output {name} is a folder or no regular file; name a PNG file.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise InvalidRequest(f"--output {name} cannot be written: {printable(folder, 300)} is not a folder.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidRequest(
-            f"--output {name} cannot be written: no permission to write into {printable(folder, 300)}."
-        )
 
 
 def _summary(image: Image) -> str:

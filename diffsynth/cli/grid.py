@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.choice import OPTIONS, choose, with_options
-from diffsynth.cli.options import Debug, Verbose, named_once
+from diffsynth.cli.options import Debug, Verbose, check_file, named_once
 from diffsynth.cli.pipelines import kind_named
 from diffsynth.cli.stopping import stopping
 from diffsynth.errors import InvalidRequest, printable
@@ -53,11 +53,14 @@ def grid(
     from diffsynth.batch.records import Folder
 
     drawing = draw or any(more[name] not in (None, False) for name in OPTIONS)
+    _check_output(output)
     _check(x, {"--y": y, "--pages": pages, "--draw or an option of drawing": drawing})
     if x is not None and (columns or caption):
         raise InvalidRequest("--columns and --caption are for contact sheets; a plot has the columns of --x.")
     chosen = named_once("--where", map(_where, where or []))
     alone = len(images) == 1 and images[0].is_dir()
+    if not alone and (folders := [path for path in images if path.is_dir()]):
+        raise InvalidRequest(f"{printable(folders[0], 300)} is a folder; name one folder alone, or files.")
     folder = Folder.read(images[0]) if alone else Folder.of_files(images)
     if x is None:
         sheet = contact_sheet(
@@ -65,7 +68,7 @@ def grid(
         )  # fmt: skip
         _write(sheet.draw(), output)
         return
-    plot = make_plot(folder, x, y, pages, chosen)
+    plot = make_plot(folder, x, y, pages, chosen, empty=drawing)
     if drawing:
         if not alone:
             raise InvalidRequest("what is missing is drawn into a folder: name the folder of the images.")
@@ -128,7 +131,8 @@ def _like(plot: Plot) -> tuple[dict[str, Any], dict[str, Any]]:
             f"what is missing cannot be drawn: {', '.join(plot.others)} differ from image to image too. "
             f"Choose with --where {plot.others[0]}=VALUE."
         )
-    record = next((each for each in plot.places.values() if each.failure is None), None)
+    drawn = (each for each in (*plot.places.values(), *plot.kept) if each.failure is None)
+    record = next(drawn, None)
     recipe = plot.folder.recipe(record) if record else None
     if record is None or recipe is None:
         raise InvalidRequest("no image that is there has a recipe to draw the missing ones by.")
@@ -140,11 +144,15 @@ def _like(plot: Plot) -> tuple[dict[str, Any], dict[str, Any]]:
     return recipe, {name: value for name, value in settings.items() if value is not None}
 
 
+def _check_output(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InvalidRequest(f"--output {printable(path, 300)} must end in .png, .jpg or .webp.")
+    check_file(path)
+
+
 def _write(page: Any, path: Path) -> None:
     from diffsynth.core.files import replacing
 
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InvalidRequest(f"--output {printable(path, 300)} must end in .png, .jpg or .webp.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         page.save(temporary, format={".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG"))

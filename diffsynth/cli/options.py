@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -75,6 +77,31 @@ def named_once(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
             raise InvalidRequest(f"{option} names {printable(name)} twice; give it once.")
         found[name] = value
     return found
+
+
+def check_file(path: Path) -> None:
+    """Make sure, before anything is loaded or drawn, that a file can be written.
+
+    Raises:
+        InvalidRequest: it cannot.
+        OSError: it cannot, for a reason that the system gives, such as a name that is too long.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidRequest(f"{printable(path, 300)} is a folder or no regular file; name a file to write.")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure, likewise, that files can be written into a folder, which need not be there yet."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        reason = f"{printable(there, 300)} is not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = f"no permission to write into {printable(there, 300)}"
+    else:
+        return
+    raise InvalidRequest(f"nothing can be written into {printable(folder, 300)}: {reason}.")
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffsynth.cli.options import Debug, Verbose
+from diffsynth.cli.options import Debug, Verbose, check_file
 
 
 def report(
@@ -27,4 +27,5 @@ def report(
     """
     from diffsynth.batch.report import write_report
 
+    check_file(output)
     print(write_report(folder, output, embed=embed, title=title))

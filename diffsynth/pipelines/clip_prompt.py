@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffsynth.core.loaded import LoadedModel
-from diffsynth.errors import CheckpointError, InvalidRequest
+from diffsynth.errors import CheckpointError, InvalidRequest, printable
 from diffsynth.models.clip.model import ClipFeatures, ClipText
 from diffsynth.pipelines.prompt_weights import weighted_spans
 from diffsynth.tokenizers.base import check_fits, whole
@@ -135,7 +135,8 @@ class ClipReader:
         else:
             if long_prompts == "cut" and len(ids) > room:
                 lost = self.tokenizer.tail(prompt, room) if not (self.words or tokens.weighted) else "its end"
-                logger.warning("%s reads %d tokens; of %r it does not see %r", self.name, length, prompt, lost.strip())
+                told = self.name, length, printable(prompt, 200), printable(lost.strip(), 200)
+                logger.warning("%s reads %d tokens; of '%s' it does not see '%s'", *told)
                 ids, weights = ids[:room], weights[:room]
             parts = [
                 ([start, *ids[at : at + room], end], [1.0, *weights[at : at + room], 1.0])

@@ -87,7 +87,7 @@ def test_one_sentence_says_that_the_disk_is_full(
     with pytest.raises(Paused) as caught:
         run_batch(FakePipeline(), JOB, tmp_path, batch_size=2)
 
-    assert str(caught.value).startswith("paused: No space left on device: ")
+    assert str(caught.value).startswith("No space left on device: ")
     assert ". 2 of 7 images of this run are finished and kept;" in str(caught.value)
     assert {name: whole[name] for name in contents(tmp_path)} == contents(tmp_path)
 
@@ -246,6 +246,8 @@ def test_leftovers_of_a_killed_run_are_removed_and_those_of_others_are_not(tmp_p
         ({"names": "same.png"}, "another image is to have the name same.png too"),
         ({"names": "{index:x}{prompt:d}.png"}, "cannot be filled in"),
         ({"names": ".{index}.png"}, "is one that runs use themselves"),
+        ({"names": "ledger.jsonl/{index}.png"}, "is one that runs use themselves"),
+        ({"names": "d/" * 400 + "{index}.png"}, "has more than 800 characters"),
         ({"names": "{index:>99999999999999}.png"}, "cannot be filled in"),
         ({"ledger": "../ledger.jsonl"}, "a ledger is called"),
         ({"format": "zip"}, "format is 'zip'; known are: files, tar"),
@@ -338,3 +340,25 @@ def test_images_of_an_archive_that_failed_among_others_do_not_end_the_run(tmp_pa
     progress = run_batch(bad, job, tmp_path, batch_size=1, format="tar")
 
     assert (progress.drawn, len(progress.failures)) == (HOPELESS + 2, HOPELESS + 2)
+
+
+def test_what_is_no_file_under_the_name_of_an_image_is_told_of_and_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "000000-0.png").mkdir()
+    os.mkfifo(tmp_path / "000001-1.png")
+    (tmp_path / "000002-2.png").symlink_to("/dev/zero")
+    (tmp_path / "000003-3.png").symlink_to(tmp_path / "nowhere")
+
+    with pytest.raises(InvalidRequest, match=r"4 problems:(\n.*00000.*is there already.*){4}"):
+        run_batch(FakePipeline(), JOB, tmp_path)
+
+    os.mkfifo(tmp_path / "ledger-2.jsonl")
+    with pytest.raises(InvalidRequest, match=r"ledger-2.jsonl is a folder or no regular file; move it away"):
+        run_batch(FakePipeline(), JOB, tmp_path)
+
+
+def test_images_of_another_version_are_told_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_batch(FakePipeline(), JOB[:1], tmp_path)
+    monkeypatch.setattr("diffsynth.batch.plan.__version__", "99.0")
+
+    with pytest.raises(InvalidRequest, match=r"another image, drawn with diffsynth \d.* and torch \d"):
+        run_batch(FakePipeline(), JOB[:1], tmp_path)

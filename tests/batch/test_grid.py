@@ -154,3 +154,40 @@ def test_a_folder_knows_images_of_its_ledger_and_others_by_name_and_key(run: Wri
         folder.find("000000")
     with pytest.raises(InvalidRequest, match="is not a folder of images"):
         Folder.read(run.folder / "5.png")
+
+
+def test_settings_that_no_image_has_are_named(run: Written) -> None:
+    folder = Folder.read(run.folder)
+
+    for call in (
+        lambda: make_plot(folder, "nope"),
+        lambda: make_plot(folder, ""),
+        lambda: make_plot(folder, "seed", where={"nope": "1"}),
+        lambda: contact_sheet(folder, where={"nope": "1"}),
+        lambda: contact_sheet(folder, captions=["seed", "nope"]),
+    ):
+        with pytest.raises(InvalidRequest, match=r"no image has a setting '(nope|)'; there are: cfg_scale, height"):
+            call()
+    with pytest.raises(InvalidRequest, match="no image has a value of conventions"):
+        make_plot(folder, "conventions")
+
+
+def test_a_plot_of_values_that_nobody_has_may_be_drawn(run: Written) -> None:
+    folder = Folder.read(run.folder)
+
+    plot = make_plot(folder, "cfg_scale=3,4", where={"seed": "2"}, empty=True)
+
+    assert list(plot.missing()) == [{"cfg_scale": 3}, {"cfg_scale": 4}]
+    assert ([record.name for record in plot.kept], plot.others) == (["1.png"], ())
+    with pytest.raises(InvalidRequest, match="no image has one of the values"):
+        make_plot(folder, "cfg_scale=3,4", where={"seed": "2"})
+
+
+def test_an_image_whose_file_was_removed_is_missing(run: Written) -> None:
+    (run.folder / "1.png").unlink()
+
+    plot = make_plot(Folder.read(run.folder), "cfg_scale", "seed")
+
+    assert {(each["cfg_scale"], each["seed"]) for each in plot.missing()} == {(2.5, 2), (10.0, 2)}
+    assert len(Folder.read(run.folder).drawn) == 2
+    next(plot.sheets()).draw()

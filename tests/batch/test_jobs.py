@@ -249,6 +249,7 @@ def test_settings_are_refused_for_every_reason_at_once() -> None:
     bad = {"cfg_scale": "x", "height": 1, "hires_steps": 3, "nothing": 1}
 
     assert len(settings_problems(bad, HunyuanDiTRequest)) == 4
+    assert len(settings_problems({"input_image": 3, "denoising_strength": 0.5}, HunyuanDiTRequest)) == 1
     assert settings_problems({"cfg_scale": 2, "height": 64}, HunyuanDiTRequest) == []
 
 

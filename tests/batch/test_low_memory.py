@@ -171,7 +171,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_nothing_is_lost(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         patched.setattr(tempfile.SpooledTemporaryFile, "write", full)
-        with pytest.raises(Paused, match=f"^paused: No space left on device: {out.parent}. 0 of 7 images"):
+        with pytest.raises(Paused, match=f"^No space left on device: {out.parent}. 0 of 7 images"):
             run_batch(pipe, NAMED, out, low_memory=True)
 
     assert pipe.reads_texts

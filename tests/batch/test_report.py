@@ -140,7 +140,7 @@ def test_a_page_of_many_images_stays_small(run: Written, tmp_path: Path) -> None
 
 
 def test_what_cannot_be_reported_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="has neither a ledger of a batch nor images"):
+    with pytest.raises(InvalidRequest, match="has no images, and no ledger"):
         write_report(tmp_path, tmp_path / "report.html")
     with pytest.raises(InvalidRequest, match=r"must end in \.html"):
         write_report(tmp_path, tmp_path / "report.pdf")
@@ -199,3 +199,32 @@ def test_pictures_keep_their_shape_in_small_copies(run: Written, tmp_path: Path)
 
     assert page.values("img", "width")[0] == "24"
     assert page.values("img", "height")[0] == "16"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"key": 3, "sha256": "d"},
+        {"key": "a", "sha256": "d", "files": "xyz"},
+        {"key": "a", "sha256": "d", "files": ["../../secret.png"]},
+        {"key": "a", "sha256": "d", "files": ["a.png"], "request": [1]},
+        {"key": "a", "sha256": "d", "files": ["a.tar"], "member": 3},
+        {"run": 5},
+    ],
+)
+def test_lines_of_a_ledger_that_make_no_sense_are_left_out(run: Written, line: dict[str, Any]) -> None:
+    run.line(line)
+
+    page = Page(write_report(run.folder, run.folder / "report.html"))
+
+    assert page.tags["figure"] == 6
+    assert "secret" not in page.text
+
+
+def test_images_whose_files_were_removed_are_told_of(run: Written) -> None:
+    (run.folder / "0 ä#.png").unlink()
+
+    page = Page(write_report(run.folder, run.folder / "report.html"))
+
+    assert page.tags["figure"] == 5
+    assert "it was drawn, but its file is not there any more" in page.text

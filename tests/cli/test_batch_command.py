@@ -17,6 +17,7 @@ from diffsynth.batch.progress import Progress
 from diffsynth.cli import run
 from diffsynth.cli.batch import duration, progress_line
 from diffsynth.cli.choice import Choice
+from diffsynth.cli.stopping import Stopped, StoppedAtOnce, stopping
 
 REPO = Path(__file__).parents[2]
 SMALL = ["--height", "64", "--width", "64", "--steps", "1", "--device", "cpu", "--cfg-scale", "1"]
@@ -78,6 +79,13 @@ def test_what_is_wrong_is_told_before_networks_are_loaded(
         (["--format", "zip"], job, "format is 'zip'"),
         (["--quality", "0"], job, "quality must be a whole number from 1"),
         (["--ledger", "mine"], job, "a ledger is called ledger.jsonl"),
+        (["-o", str(job)], job, "job.jsonl is not a folder"),
+        (["-o", ""], job, "'' is no folder for images"),
+        (
+            ["--report", "/dev/null/report.html"],
+            job,
+            "written into /dev/null: /dev/null is not a folder",
+        ),
         (["--exact", "--batch-size", "2"], job, "contradict each other"),
         (["--lora-partly"], job, "--lora-partly goes with --lora"),
         (["--crop", "1", "2"], job, "--crop is not an option of HunyuanDiTImagePipeline"),
@@ -125,3 +133,32 @@ def test_progress_is_one_line() -> None:
 
     assert progress_line(progress).startswith("4 of 10 images, 0.5 a second, 12 s left, 1 failed")
     assert [duration(seconds) for seconds in (45, 720, 12_000, 580_000)] == ["45 s", "12 min", "3 h 20 min", "6.7 days"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_before_the_first_step_or_twice_it_stops_at_once(number: signal.Signals, code: int) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    with stopping() as check, pytest.raises(StoppedAtOnce) as early:
+        signal.raise_signal(number)
+    with stopping() as check:
+        check(Progress(1))
+        signal.raise_signal(number)
+        with pytest.raises(Stopped) as asked:
+            check(Progress(1))
+        with pytest.raises(StoppedAtOnce) as twice:
+            signal.raise_signal(number)
+
+    assert [each.value.exit_code for each in (early, asked, twice)] == [code] * 3
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_options_without_effect_are_told_of(
+    models: Path, job: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert batch(models, job, tmp_path / "out", "--dry-run", "--verify", "--shard", "0/2", "--quality", "50") == 0
+
+    err = capsys.readouterr().err + caplog.text
+    assert "--dry-run tells of the whole job; without effect: --shard, --verify." in err
+    assert "--quality has no effect, for every image is a PNG" in err
+    assert not (tmp_path / "out").exists()

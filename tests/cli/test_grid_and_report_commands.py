@@ -89,6 +89,9 @@ def test_files_become_a_contact_sheet_and_a_folder_a_page(
         ),
         (["--where", "seed"], "--where is NAME=VALUE, such as cfg_scale=5, not 'seed'"),
         (["-o", "sheet.gif"], "--output sheet.gif must end in .png, .jpg or .webp"),
+        (["-o", "."], "--output . must end in .png"),
+        (["--where", "seed=1", "--where", "seed=2"], "--where names seed twice"),
+        (["."], "is a folder; name one folder alone, or files"),
     ],
 )
 def test_what_cannot_be_laid_out_is_one_line(

@@ -66,7 +66,8 @@ def _encode(
     for prompt, lost in zip(prompts, tokens.lost, strict=True):
         if lost:
             name = type(encoder).__name__
-            logger.warning("%s reads %d tokens; of %r it does not see %r", name, tokenizer.max_length, prompt, lost)
+            told = name, tokenizer.max_length, printable(prompt, 200), printable(lost, 200)
+            logger.warning("%s reads %d tokens; of '%s' it does not see '%s'", *told)
     device = next(encoder.parameters()).device
     ids, mask = tokens.ids.to(device), tokens.mask.to(device)
     parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(ids), ROWS_AT_ONCE)]
