@@ -49,10 +49,8 @@ class Cluster:
         self._actor = actor(Worker)
 
     def start(self, *arguments: Any) -> Any:
-        """Start a worker in a process of its own; it loads its pipeline without being waited for."""
-        worker = self._actor.options(scheduling_strategy="SPREAD").remote(*arguments)
-        worker.ready.remote()
-        return worker
+        """Start a worker in a process of its own, without waiting for it."""
+        return self._actor.options(scheduling_strategy="SPREAD").remote(*arguments)
 
     def share(self, value: Any) -> Any:
         """Put an argument of many calls where all workers get it from; give them what this returns."""
@@ -73,6 +71,7 @@ class Cluster:
 
         Raises:
             WorkerLost: the worker died.
+            InvalidRequest: it cannot start, say for lack of this library.
             DiffSynthError, OSError: as the worker raised it.
         """
         lost = self._ray.exceptions
@@ -83,7 +82,11 @@ class Cluster:
                 raise error.cause from None
             raise
         except (lost.RayActorError, lost.WorkerCrashedError, lost.OutOfMemoryError, lost.ObjectLostError) as error:
-            raise WorkerLost(_first_line(error)) from error
+            if getattr(error, "actor_init_failed", False):
+                raise InvalidRequest(
+                    f"a worker cannot start: {_last_line(error)}. Every machine needs the same diffsynth and Python."
+                ) from error
+            raise WorkerLost(_in_one_line(error)) from error
 
     def records(self, workers: Sequence[Any]) -> dict[Any, Record]:
         """Ask workers how far they are; those that do not answer soon are left out."""
@@ -146,9 +149,12 @@ def _cluster(ray: Any, workers: int | None) -> Cluster:
     machines = sum(node["Alive"] for node in ray.nodes())
     count = workers or accelerators or machines
     room = accelerators or processors
+    what = "accelerators" if accelerators else "processors"
     if count > room:
-        what = "accelerators" if accelerators else "processors"
         raise InvalidRequest(f"{count} workers do not fit: this Ray has {room} {what}, and each takes one.")
+    free = int(ray.available_resources().get("GPU" if accelerators else "CPU", 0))
+    if count > free:
+        logger.warning("%d of %d workers wait: of %d %s, others use all but %d", count - free, count, room, what, free)
     return Cluster(ray, count, bool(accelerators), max(1, processors // count))
 
 
@@ -175,7 +181,7 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
             ray.init("local", num_cpus=processors, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
             if (here := ray.util.get_node_ip_address()) != "127.0.0.1":
                 logger.warning("Ray listens at %s, not only on this machine, since it was imported before", here)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             where = "a Ray of its own" if address is None else f"the Ray at {printable(address)}"
             raise InvalidRequest(f"{where} cannot be used: {_first_line(error)}") from error
 
@@ -207,3 +213,11 @@ def _signals_kept() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return printable(lines[0] if lines else type(error).__name__, 300)
+
+
+def _last_line(error: BaseException) -> str:
+    return printable(str(error).strip().splitlines()[-1], 300)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return printable("; ".join(line.strip() for line in str(error).splitlines() if line.strip()), 600)
