@@ -28,7 +28,7 @@ from diffsynth.batch.driver import Driver
 from diffsynth.batch.expand import Entry
 from diffsynth.batch.names import USUAL
 from diffsynth.batch.progress import OnProgress, OnStep, Progress, nobody
-from diffsynth.batch.run import Choose, all_units, make_output
+from diffsynth.batch.run import Choose, all_units, chosen_units, make_output
 from diffsynth.batch.storage import Storage
 from diffsynth.batch.worker import Manner
 from diffsynth.errors import InvalidRequest
@@ -87,7 +87,7 @@ def run_distributed(
         try:
             plan = driver.plan(entries, names, batch_size)
             output.check(plan)
-            return driver.run(list(choose(plan.units)), verify=verify, retry_failed=retry_failed)
+            return driver.run(chosen_units(choose, plan, manner.format), verify=verify, retry_failed=retry_failed)
         finally:
             driver.stop()
 

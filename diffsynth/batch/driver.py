@@ -18,6 +18,7 @@ from diffsynth.batch.plan import Item, Plan, Unit
 from diffsynth.batch.progress import OnProgress, OnStep, Progress, nobody
 from diffsynth.batch.resume import State, look
 from diffsynth.batch.run import make_output
+from diffsynth.batch.shards import cut
 from diffsynth.batch.storage import Storage
 from diffsynth.batch.worker import Manner, Record, Task
 from diffsynth.errors import Paused
@@ -111,6 +112,8 @@ class Driver:
 
     def run(self, units: Sequence[Unit], *, verify: bool, retry_failed: bool) -> Progress:
         """Draw units, the first ones first; see ``run_distributed``."""
+        if self._manner.format != "tar":
+            units = cut(units, self._cluster.workers)
         state = self._look(units, verify=verify, retry_failed=retry_failed)
         skip = state.finished | state.aside
         self._waiting.extend(_works(units, skip, state))
