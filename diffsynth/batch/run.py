@@ -136,8 +136,9 @@ def run_plan(
 
 def chosen_units(choose: Choose, plan: Plan, format: str) -> list[Unit]:
     """Return the units that a process draws; an archive is that of a whole unit."""
-    whole = format == "tar" and isinstance(choose, Shard)
-    return list((replace(choose, whole=True) if whole else choose)(plan.units))
+    if format == "tar" and isinstance(choose, Shard):
+        choose = replace(choose, whole=True)
+    return list(choose(plan.units))
 
 
 def make_output(format: str, folder: str | Path | Storage, ledger: str, quality: int = QUALITY) -> Output:

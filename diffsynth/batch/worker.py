@@ -162,7 +162,7 @@ class Worker:
             output, book = open_book(self._place, self._slot, self._manner)
             runner = Runner(self.load(), output, book, self._progress, set(), self._manner.text_bytes, self._on_step)
             facts = {"time": now(), "host": platform.node(), "pid": os.getpid(), "versions": versions()}
-            runner.begin((), {**facts, "device": str(self.load().models[0].device), "worker": self._slot})
+            runner.begin((), {**facts, "device": str(self.load().device), "worker": self._slot})
             self._runner = runner
         return self._runner
 
