@@ -79,9 +79,9 @@ def check(out: Path, expected: dict[str, bytes]) -> None:
         assert {file.sha256 for file in files} == {storage.digest(files[0].files[0])}
 
 
-def lines(out: Path) -> int:
-    """Return how many lines the ledgers have."""
-    return sum(path.read_bytes().count(b"\n") for path in out.glob("ledger*.jsonl"))
+def lines(out: Path) -> list[int]:
+    """Return how many lines each ledger has."""
+    return [path.read_bytes().count(b"\n") for path in out.glob("ledger*.jsonl")]
 
 
 def another_driver(
@@ -93,12 +93,12 @@ def another_driver(
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
-def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until ledgers have so many lines."""
+def wait_for_lines(out: Path, count: int, *processes: subprocess.Popen[bytes]) -> None:
+    """Wait until as many ledgers as there are processes have so many lines each."""
     end = time.monotonic() + SECONDS
-    while lines(out) < count:
+    while [found >= count for found in lines(out)] != [True] * len(processes):
         assert time.monotonic() < end
-        assert process.poll() is None
+        assert all(process.poll() is None for process in processes)
         time.sleep(0.02)
 
 
@@ -112,20 +112,19 @@ def test_a_worker_is_killed_amid_a_unit_and_another_goes_on(
     check(out, expected)
 
 
-def test_a_driver_is_interrupted_the_next_is_killed_and_the_last_ends_the_job(
+def test_a_driver_is_interrupted_another_is_killed_and_a_third_ends_the_job(
     address: str, paths: list[Path], expected: dict[str, bytes], out: Path
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        before = lines(out)
-        process = another_driver(address, out, paths)
-        try:
-            wait_for_lines(out, before + 4, process)
+    processes = [another_driver(address, out, paths) for _ in range(2)]
+    try:
+        wait_for_lines(out, 3, *processes)
+        for process, number in zip(processes, (signal.SIGINT, signal.SIGKILL), strict=True):
             process.send_signal(number)
-            assert process.wait(SECONDS) != 0
-        finally:
+        assert [process.wait(SECONDS) for process in processes] == [-signal.SIGINT, -signal.SIGKILL]
+    finally:
+        for process in processes:
             process.kill()
             process.wait()
-        assert number == signal.SIGKILL or not list(out.rglob("*.part"))
 
     progress = draw(partial(toy_workers.load, paths), out)
 
