@@ -285,3 +285,27 @@ def test_whoever_looks_whether_a_ledger_is_used_keeps_nobody_from_it(tmp_path: P
 
         with Folder(tmp_path).ledger("ledger.jsonl") as ledger:
             ledger.write({"run": {}})
+
+
+def test_of_archives_only_those_are_read_of_which_no_ledger_tells_all(
+    pipe: HunyuanDiTImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_batch(pipe, JOB, tmp_path, format="tar", batch_size=4)
+    archives = sorted(path.name for path in tmp_path.glob("*.tar"))
+    read: list[str] = []
+    digest = Folder.digest
+    monkeypatch.setattr(Folder, "digest", lambda self, name: (read.append(name), digest(self, name))[1])
+    assert len(archives) == 2
+
+    more = [*JOB, {"prompt": "a fox", "seed": 9, **SMALL, "width": 64}]
+    progress = run_batch(pipe, more, tmp_path, format="tar", batch_size=4)
+
+    assert (progress.finished, progress.drawn) == (7, 1)
+    assert read == []
+
+    ledger = tmp_path / "ledger.jsonl"
+    run, first, *others = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(run + b"".join(others))  # the first line of an archive is lost
+
+    assert run_batch(pipe, more, tmp_path, format="tar", batch_size=4).images == 0
+    assert read == json.loads(first)["files"]
