@@ -294,7 +294,12 @@ def test_of_archives_only_those_are_read_of_which_no_ledger_tells_all(
     archives = sorted(path.name for path in tmp_path.glob("*.tar"))
     read: list[str] = []
     digest = Folder.digest
-    monkeypatch.setattr(Folder, "digest", lambda self, name: (read.append(name), digest(self, name))[1])
+
+    def noting(self: Folder, name: str) -> str:
+        read.append(name)
+        return digest(self, name)
+
+    monkeypatch.setattr(Folder, "digest", noting)
     assert len(archives) == 2
 
     more = [*JOB, {"prompt": "a fox", "seed": 9, **SMALL, "width": 64}]
