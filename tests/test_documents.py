@@ -54,6 +54,7 @@ SMALLER = (
     ("num_inference_steps=25", "num_inference_steps=2"),
     ("num_inference_steps=20", "num_inference_steps=2"),
     ("steps = 50", "steps = 2"),
+    ("workers=2", "workers=1"),
 )
 
 

@@ -3,7 +3,8 @@
 The order of reading is that of the data: ``jobs`` (files → rows), ``expand`` (rows → entries), ``plan`` (entries →
 units), ``resume`` (what is there already), ``drawing`` (units → images), ``output`` and ``publish`` (images → files),
 ``ledger`` (what is finished), ``storage`` (where), ``runner`` and ``run`` (all of it). Several processes: ``shards``
-without talking to one another, ``worker``, ``distributed`` and ``cluster`` with a driver that hands out units.
+without talking to one another; ``worker``, ``cluster``, ``driver`` and ``distributed`` with a driver that hands out
+units.
 """
 
 from diffsynth.batch.plan import Item, Plan, Unit, make_plan

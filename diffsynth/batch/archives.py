@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -64,7 +64,7 @@ class Archives(Output):
         waiting, self._waiting = self._waiting, []
         content = _archive([(item.names[0], image, recipe) for item, _, image, recipe in waiting])
         digest = hashlib.sha256(content).hexdigest()
-        name = hashlib.sha256("".join(item.key for item, *_ in waiting).encode()).hexdigest()[:16] + ".tar"
+        name = _named_after(item.key for item, *_ in waiting)
         (created,) = self.storage.create(content, [name])
         if not created and self.storage.digest(name) != digest:
             raise NameTaken(self.storage.where(name))
@@ -79,9 +79,19 @@ class Archives(Output):
         if any(self._there(file, verify) for file in known):
             return []
         if self._unknown is None:
-            self._unknown = {key: file for name in self.storage.glob("*.tar") for key, file in self._keys_in(name)}
+            noted = self._noted()
+            names = [name for name in self.storage.glob("*.tar") if name not in noted]
+            self._unknown = {key: file for name in names for key, file in self._keys_in(name)}
         found = self._unknown.get(item.key)
         return None if found is None else [found]
+
+    def _noted(self) -> set[str]:
+        """Return the archives of which ledgers tell all; their names say so."""
+        keys: dict[str, list[str]] = {}
+        for key, files in self.history.finished.items():
+            for name in {file.files[0] for file in files}:
+                keys.setdefault(name, []).append(key)
+        return {name for name, found in keys.items() if name == _named_after(found)}
 
     def _is_there(self, file: Finished, verify: bool) -> bool:
         return file.files[0].endswith(".tar") and self.is_there(file, verify=verify)
@@ -98,6 +108,10 @@ class Archives(Output):
         except (tarfile.TarError, ValueError, LookupError, TypeError, RecursionError):
             return []
         return [(key, file) for key in keys]
+
+
+def _named_after(keys: Iterable[str]) -> str:
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:16] + ".tar"
 
 
 def _archive(members: Sequence[tuple[str, bytes, str]]) -> bytes:

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -114,7 +115,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[bytes] = path.open("ab")
-        if not lock(self._file):
+        if not any(_locked(self._file, wait) for wait in (0, 0.05, 0.15)):  # for another may have had a look
             self._file.close()
             raise InvalidRequest(
                 f"another process draws with {printable(path, 300)}. Wait for it, or name another ledger for this one "
@@ -150,6 +151,11 @@ class Ledger:
             if isinstance(error, OSError) and error.errno:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
             raise
+
+
+def _locked(file: IO[bytes], wait: float) -> bool:
+    time.sleep(wait)
+    return lock(file)
 
 
 def line_of(content: Line) -> str:

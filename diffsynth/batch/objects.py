@@ -4,9 +4,9 @@ An object store has no links, and nothing can be added to a file. So an image wi
 each, and a ledger is a file per unit, ``ledger-NAME-….jsonl``, with the same lines as a ledger in a folder.
 
 Images are made exactly once where the store itself refuses to write over a file (``mode="create"`` of fsspec): Amazon
-S3 and stores that know its If-None-Match, Google Cloud Storage, Azure Blob Storage. Other file systems of fsspec may
-look first and write then: safe for one process, or for several that never draw the same unit at one time, such as
-shards. A folder, on a network disk too, needs none of this: give its path.
+S3 and stores that know its If-None-Match, Google Cloud Storage, Azure Blob Storage. With other file systems of fsspec
+one looks first and writes then: safe for one process, or for several that never draw the same unit at one time, such
+as shards. A folder, on a network disk too, needs none of this: give its path.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import io
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from inspect import signature
 from typing import Any, BinaryIO
 
 from typing_extensions import Self, override
 
-from diffsynth.batch.ledger import Line
+from diffsynth.batch.ledger import PATTERN, Finished, History, Line
 from diffsynth.batch.storage import Stamp, Storage
 from diffsynth.errors import InvalidRequest, printable
+
+TOGETHER = 256  # ledgers that are asked for at one time
 
 
 class ObjectStore(Storage):
@@ -65,6 +68,10 @@ class ObjectStore(Storage):
         return type(self)(self.files, self.root, owner)
 
     @override
+    def prepare(self) -> None:
+        """Nothing to be done."""
+
+    @override
     def create(self, content: bytes, names: Sequence[str]) -> list[bool]:
         return [self._create(name, content) for name in names]
 
@@ -74,6 +81,10 @@ class ObjectStore(Storage):
                 self._write(self.where(name), content)
         except FileExistsError:
             return False
+        except OSError:
+            if not self._is_there(name):
+                raise
+            return False  # it was refused in other words, or written though the answer was lost
         if self._sizes is not None:
             self._sizes[name] = len(content)
         return True
@@ -82,6 +93,8 @@ class ObjectStore(Storage):
         from fsspec.spec import AbstractFileSystem
 
         if getattr(self.files.pipe_file, "__func__", None) is not AbstractFileSystem.pipe_file:
+            if "mode" not in signature(self.files.pipe_file).parameters and self.files.exists(path):
+                raise FileExistsError  # it may not know "create"
             self.files.pipe_file(path, content, mode="create")
             return
         self.files.makedirs(self.files._parent(path), exist_ok=True)
@@ -114,6 +127,37 @@ class ObjectStore(Storage):
         return f"{self.root}/{name}"
 
     @override
+    def history(self) -> History:
+        history = History()
+        names = self.glob(PATTERN)
+        for start in range(0, len(names), TOGETHER):
+            paths = [self.where(name) for name in names[start : start + TOGETHER]]
+            with self._failing(names[start]):
+                found = self.files.cat_ranges(paths, None, None)  # at one time, where the library can do that
+            for name, content in zip(names[start:], found, strict=False):
+                with self._failing(name):
+                    if isinstance(content, BaseException):
+                        raise content
+                history.read(io.BytesIO(content), self.where(name))
+        return history
+
+    @override
+    def finished(self, names: Sequence[str], digest: str) -> Finished:
+        known = (self._sizes or {}).get(names[0])  # unless another process was first
+        return Finished(tuple(names), digest, self._size_now(names[0]) if known is None else known, 0)
+
+    def _size_now(self, name: str) -> int:
+        """Ask the store for the size of one file, which a listing of all may not have."""
+        self.files.invalidate_cache()
+        with self._failing(name):
+            return int(self.files.info(self.where(name))["size"])
+
+    def _is_there(self, name: str) -> bool:
+        with suppress(OSError):
+            return self._size_now(name) >= 0
+        return False
+
+    @override
     def ledger(self, name: str) -> LedgerInParts:
         return LedgerInParts(name.removesuffix(".jsonl"), self._create)
 
@@ -136,7 +180,10 @@ class ObjectStore(Storage):
             raise
         except OSError as error:
             reason = error.strerror or printable(error, 300) or type(error).__name__
-            raise OSError(error.errno or errno.EIO, reason, self.where(name)) from error
+            code = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or errno.EIO
+            raise OSError(code, reason, self.where(name)) from error
+        except Exception as error:  # libraries of stores have errors of their own: no credentials, no such account
+            raise OSError(errno.EIO, f"{type(error).__name__}: {printable(error, 300)}", self.where(name)) from error
 
 
 class LedgerInParts:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from diffsynth.batch.images import KEY, encoded, recipe_in
-from diffsynth.batch.ledger import Finished
+from diffsynth.batch.ledger import Finished, History
 from diffsynth.batch.plan import Item, Plan, versions
 from diffsynth.batch.storage import Storage
 from diffsynth.errors import InvalidRequest, printable
@@ -59,11 +59,14 @@ class Output(ABC):
     Args:
         storage: where files are.
         quality: of JPEG and WebP.
+
+    ``history`` is what ledgers said when they were last read.
     """
 
     def __init__(self, storage: Storage, quality: int = QUALITY) -> None:
         self.storage = storage
         self.quality = quality
+        self.history = History()
 
     def check(self, plan: Plan) -> None:  # noqa: B027 - files have nothing to refuse
         """Raise InvalidRequest if images of a plan cannot be kept beside one another in this form."""

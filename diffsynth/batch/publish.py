@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def publish(content: bytes, paths: Sequence[Path], owner: str) -> list[bool]:
         with temporary.open("xb", buffering=0) as file:
             write_all(file.fileno(), content)
             os.fsync(file.fileno())
-        return link(temporary, paths)
+        return link(temporary, paths, owner)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(paths[0])) from error
     finally:
@@ -47,20 +47,20 @@ def publish(content: bytes, paths: Sequence[Path], owner: str) -> list[bool]:
             temporary.unlink()
 
 
-def link(source: Path, paths: Sequence[Path]) -> list[bool]:
+def link(source: Path, paths: Sequence[Path], owner: str) -> list[bool]:
     """Give a file more names where they are free, and return for each whether it was; on the disk when this returns.
 
     Raises:
         OSError: that cannot be done.
     """
-    created = [_create(source, path) for path in paths]
+    created = [_create(source, path, owner) for path in paths]
     for folder in dict.fromkeys(path.parent for path in paths):
         if os.name == "posix":
             sync(folder)
     return created
 
 
-def _create(source: Path, path: Path) -> bool:
+def _create(source: Path, path: Path, owner: str) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, path)
@@ -69,11 +69,11 @@ def _create(source: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        return _copy(source, path)
+        return _copy(source, path, owner)
     return True
 
 
-def _copy(source: Path, path: Path) -> bool:
+def _copy(source: Path, path: Path, owner: str) -> bool:
     """Where there are no links: take the name with an empty file, then put the content in its place.
 
     A crash in between leaves the empty file, which no image is; the next run takes it away.
@@ -82,7 +82,7 @@ def _copy(source: Path, path: Path) -> bool:
         path.open("xb").close()
     except FileExistsError:
         return False
-    temporary = path.with_name(_temporary("copy"))
+    temporary = path.with_name(_temporary(owner))
     try:
         temporary.write_bytes(source.read_bytes())
         sync(temporary)
@@ -100,8 +100,18 @@ def _temporary(owner: str) -> str:
     return f".{owner}.{secrets.token_hex(4)}.part"
 
 
-def remove_leftovers(folder: Path, owner: str) -> None:
-    """Remove what a killed process of this name left unfinished."""
-    for path in folder.rglob(f".{owner}.*.part"):
-        with suppress(FileNotFoundError):
-            path.unlink()
+def remove_leftovers(folder: Path, is_over: Callable[[str], bool]) -> bool:
+    """Remove what killed processes left unfinished, and return whether nothing unfinished is there now.
+
+    Args:
+        folder: it, and folders in it, are looked through.
+        is_over: owner → whether that process has ended; asked after its files were found.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in folder.rglob(".*.part"):
+        owner, _, _ = path.name[1:].removesuffix(".part").rpartition(".")
+        found.setdefault(owner, []).append(path)
+    over = [owner for owner in found if is_over(owner)]
+    for path in (path for owner in over for path in found[owner]):
+        path.unlink(missing_ok=True)
+    return len(over) == len(found)

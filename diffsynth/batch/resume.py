@@ -43,6 +43,7 @@ def look(
         OSError: files cannot be read.
     """
     state, problems = State(), Problems()
+    output.history = history
     for unit in units:
         for item in unit.items:
             try:

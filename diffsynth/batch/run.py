@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from diffsynth.batch.plan import Plan, Unit, make_plan, versions
 from diffsynth.batch.progress import OnProgress, OnStep, Progress, nobody
 from diffsynth.batch.resume import look
 from diffsynth.batch.runner import TEXT_BYTES, Runner, now
+from diffsynth.batch.shards import Shard
 from diffsynth.batch.storage import Storage, open_storage
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.base import ImagePipeline
@@ -117,7 +119,7 @@ def run_plan(
     output = make_output(format, folder, ledger, quality)
     output.check(plan)
     with output.storage.ledger(ledger) as book:
-        chosen = list(choose(plan.units))
+        chosen = chosen_units(choose, plan, format)
         state = look(chosen, output.storage.history(), output, verify=verify, retry_failed=retry_failed)
         skip = state.finished | state.aside
         progress = Progress(sum(len(unit.items) for unit in chosen) - len(skip), len(state.finished), len(state.aside))
@@ -130,6 +132,13 @@ def run_plan(
             runner.begin(state.found, {"time": now(), "host": platform.node(), "pid": os.getpid(), **facts})
             runner.run(chosen)
     return progress
+
+
+def chosen_units(choose: Choose, plan: Plan, format: str) -> list[Unit]:
+    """Return the units that a process draws; an archive is that of a whole unit."""
+    if format == "tar" and isinstance(choose, Shard):
+        choose = replace(choose, whole=True)
+    return list(choose(plan.units))
 
 
 def make_output(format: str, folder: str | Path | Storage, ledger: str, quality: int = QUALITY) -> Output:

@@ -9,13 +9,22 @@ from dataclasses import dataclass
 from diffsynth.batch.plan import Unit
 from diffsynth.errors import InvalidRequest, printable
 
+PARTS = 4  # for each process, so that those that are quicker take more
+
 
 @dataclass(frozen=True)
 class Shard:
-    """Part ``index`` of ``count``, counted from 0: every ``count``-th unit."""
+    """Part ``index`` of ``count``, counted from 0: every ``count``-th unit, or piece of one if there are few.
+
+    Args:
+        index: which part.
+        count: how many parts there are.
+        whole: never cut a unit; an archive holds one, and would not be the same for any number of parts.
+    """
 
     index: int
     count: int
+    whole: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -31,9 +40,27 @@ class Shard:
 
     def __call__(self, units: Sequence[Unit]) -> Sequence[Unit]:
         """Return the units of this part."""
-        return units[self.index :: self.count]
+        return (units if self.whole else cut(units, self.count))[self.index :: self.count]
 
     @property
     def ledger(self) -> str:
         """The name of the part's own ledger."""
         return f"ledger-{self.index}-of-{self.count}.jsonl"
+
+
+def cut(units: Sequence[Unit], processes: int) -> Sequence[Unit]:
+    """Return units, in pieces if they are too few for several processes.
+
+    A unit is cut between the batches that are drawn together, so that every image keeps its companions and its bytes.
+    """
+    if len(units) >= PARTS * processes:
+        return units
+    images = sum(len(unit.items) for unit in units) / (PARTS * processes)
+    return [piece for unit in units for piece in _pieces(unit, images)]
+
+
+def _pieces(unit: Unit, images: float) -> list[Unit]:
+    """Return a unit in pieces of so many images, or somewhat more."""
+    size = unit.group.batch_size
+    step = max(1, -(-int(images) // size)) * size
+    return [Unit(unit.group, unit.items[start : start + step]) for start in range(0, len(unit.items), step)]

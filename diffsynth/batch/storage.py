@@ -21,6 +21,7 @@ from typing_extensions import Self, override
 
 from diffsynth.batch.ledger import PATTERN, Finished, History, Ledger, Line
 from diffsynth.batch.publish import link, publish, remove_leftovers
+from diffsynth.core.locks import is_unused
 from diffsynth.errors import InvalidRequest, printable
 
 
@@ -95,12 +96,28 @@ class Storage(ABC):
 
     @abstractmethod
     def ledger(self, name: str) -> Book:
-        """Open this process's own ledger, and remove what a killed process of this ledger left unfinished.
+        """Open this process's own ledger, and remove what killed processes left unfinished.
 
         Raises:
             InvalidRequest: another process writes it.
             OSError: it cannot be written.
         """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the place, where that has to be done.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+
+    def is_prepared(self) -> bool:
+        """Whether this machine has the place that another may have prepared."""
+        return True
+
+    def tidy(self) -> bool:
+        """Remove what killed processes left unfinished; return whether nothing unfinished is there now."""
+        return True
 
     def history(self) -> History:
         """Read all ledgers."""
@@ -154,7 +171,7 @@ class Folder(Storage):
 
     @override
     def link(self, source: str, names: Sequence[str]) -> list[bool]:
-        return link(self.path / source, [self.path / name for name in names])
+        return link(self.path / source, [self.path / name for name in names], self.owner)
 
     @override
     def stamp(self, name: str) -> Stamp | None:
@@ -184,10 +201,22 @@ class Folder(Storage):
 
     @override
     def ledger(self, name: str) -> Ledger:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         ledger = Ledger(self.path / name)
-        remove_leftovers(self.path, self.owner)
+        self.tidy()
         return ledger
+
+    @override
+    def prepare(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @override
+    def is_prepared(self) -> bool:
+        return self.path.is_dir()
+
+    @override
+    def tidy(self) -> bool:
+        return remove_leftovers(self.path, lambda owner: owner == self.owner or is_unused(self.path / f"{owner}.jsonl"))
 
     @override
     def remove_empty(self, name: str) -> bool:

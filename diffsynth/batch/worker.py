@@ -24,8 +24,8 @@ from diffsynth.batch.plan import Plan, Unit, make_plan, versions
 from diffsynth.batch.progress import Progress, Step
 from diffsynth.batch.run import make_output
 from diffsynth.batch.runner import TEXT_BYTES, Runner, now
-from diffsynth.batch.storage import Book, Storage
-from diffsynth.errors import Cancelled, InvalidRequest
+from diffsynth.batch.storage import Book, Storage, open_storage
+from diffsynth.errors import Cancelled, InvalidRequest, printable
 from diffsynth.pipelines.base import ImagePipeline
 
 
@@ -130,13 +130,14 @@ class Worker:
         """
         task.unit.group.check(self.load())
         runner = self._ready_runner()
-        self._unit = task.unit.name
         self._progress.images = sum(item.key not in task.skip for item in task.unit.items)
         self._progress.drawn = 0
         self._progress.failures = {}
+        self._unit = task.unit.name
         runner.skip = set(task.skip)
         if task.found:
             runner.adopt((task.unit.group, each) for each in task.found)
+            runner.ledger.flush()
         if task.lost:
             runner.give_up(task.unit, task.lost)
         else:
@@ -161,7 +162,7 @@ class Worker:
             output, book = open_book(self._place, self._slot, self._manner)
             runner = Runner(self.load(), output, book, self._progress, set(), self._manner.text_bytes, self._on_step)
             facts = {"time": now(), "host": platform.node(), "pid": os.getpid(), "versions": versions()}
-            runner.begin((), {**facts, "device": str(self.load().models[0].device), "worker": self._slot})
+            runner.begin((), {**facts, "device": str(self.load().device), "worker": self._slot})
             self._runner = runner
         return self._runner
 
@@ -176,9 +177,15 @@ def open_book(place: str | Path | Storage, slot: int, manner: Manner) -> tuple[O
     A worker that takes the place of one that died takes its ledger too, and removes what it left unfinished.
 
     Raises:
+        InvalidRequest: this machine does not have the place.
         OSError: it cannot be written.
     """
     host = re.sub(r"[^A-Za-z0-9_.-]", "_", platform.node()) or "host"
+    if not open_storage(place).is_prepared():
+        raise InvalidRequest(
+            f"{platform.node()} does not have the folder {printable(place, 300)}, where images are to go: give one "
+            "that every machine has under this name, or an object store."
+        )
     for number in count(slot):
         name = f"ledger-{host}-{number}.jsonl"
         output = make_output(manner.format, place, name, manner.quality)

@@ -203,10 +203,13 @@ def costs(pipe: Any, plan: Any, gpus: int | None, tflops: float | None) -> list[
     if gpus or tflops:
         sustained, source = (tflops * 1e12, "as given") if tflops else (rate, "as measured here")
         whole = estimate.operations / sustained
+        batches = sum(len(list(unit.batches())) for unit in plan.units)
+        busy = max(1, min(gpus or 1, batches))
+        few = f"; only {batches} have work, for there are no more batches" if busy < (gpus or 1) else ""
         lines += [
-            f"devices     {gpus or 1} of {sustained / 1e12:.3g} TFLOP/s, {source}",
-            f"            {whole / max(images, 1):.3g} s an image, {duration(whole / (gpus or 1))} in all, "
-            f"{whole / 3600:.3g} device-hours, {images * (gpus or 1) / whole:.3g} images a second",
+            f"devices     {gpus or 1} of {sustained / 1e12:.3g} TFLOP/s, {source}{few}",
+            f"            {whole / max(images, 1):.3g} s an image, {duration(whole / busy)} in all, "
+            f"{whole / 3600:.3g} device-hours, {images * busy / whole:.3g} images a second",
         ]
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
@@ -28,4 +29,19 @@ def lock(file: IO[Any]) -> bool:
         return False
     except OSError as error:
         logger.warning("%s cannot be locked (%s); let no second process use it", file.name, error.strerror)
+    return True
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a file is there that no process has locked; False where that cannot be known.
+
+    For a moment the file is locked by this, so that who wants to lock it should try again.
+    """
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True

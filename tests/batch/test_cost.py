@@ -79,4 +79,4 @@ def test_a_dry_run_counts_images_texts_and_operations(pipe: HunyuanDiTImagePipel
     assert estimate.operations == 2 * first.total + replace(first, denoise=2 * first.denoise).total
     assert estimate.texts == 3
     assert "images      3, and 1 that are the same as others" in told
-    assert "devices     1000 of 150 TFLOP/s, as given" in told
+    assert "devices     1000 of 150 TFLOP/s, as given; only 2 have work, for there are no more batches" in told

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.batch import Progress, make_plan, run_plan
 from diffsynth.batch import cluster as clusters
 from diffsynth.batch.distributed import run_distributed
@@ -23,6 +22,7 @@ from diffsynth.batch.names import USUAL
 from diffsynth.batch.storage import Folder
 from diffsynth.cli import run
 from diffsynth.errors import InvalidRequest, NotACheckpoint
+from diffsynth.pipelines.base import ImagePipeline
 from tests.batch import toy_workers
 from tests.batch.test_run import contents
 from tests.batch.toy_workers import entries
@@ -38,8 +38,8 @@ SECONDS = 120.0  # that anything may take
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The files of a toy pipeline."""
-    return write_toy(tmp_path_factory.mktemp("workers"))
+    """The files of a toy pipeline; none, but for many images, since networks take seconds to load in each worker."""
+    return write_toy(tmp_path_factory.mktemp("workers")) if IMAGES > 100 else []
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def expected(paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dic
     return contents(folder)
 
 
-def draw(make_pipe: Callable[[], HunyuanDiTImagePipeline], out: Path) -> Progress:
-    """Draw the job with two workers."""
-    return run_distributed(make_pipe, entries(IMAGES), out, workers=2, batch_size=4)
+def draw(make_pipe: Callable[[], ImagePipeline[Any]], out: Path, workers: int = 1) -> Progress:
+    """Draw the job with workers, each of which takes seconds to start."""
+    return run_distributed(make_pipe, entries(IMAGES), out, workers=workers, batch_size=4)
 
 
 def check(out: Path, expected: dict[str, bytes]) -> None:
@@ -79,9 +79,9 @@ def check(out: Path, expected: dict[str, bytes]) -> None:
         assert {file.sha256 for file in files} == {storage.digest(files[0].files[0])}
 
 
-def lines(out: Path) -> int:
-    """Return how many lines the ledgers have."""
-    return sum(path.read_bytes().count(b"\n") for path in out.glob("ledger*.jsonl"))
+def lines(out: Path) -> list[int]:
+    """Return how many lines each ledger has."""
+    return [path.read_bytes().count(b"\n") for path in out.glob("ledger*.jsonl")]
 
 
 def another_driver(
@@ -93,39 +93,38 @@ def another_driver(
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
-def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until ledgers have so many lines."""
+def wait_for_lines(out: Path, count: int, *processes: subprocess.Popen[bytes]) -> None:
+    """Wait until as many ledgers as there are processes have so many lines each."""
     end = time.monotonic() + SECONDS
-    while lines(out) < count:
+    while [found >= count for found in lines(out)] != [True] * len(processes):
         assert time.monotonic() < end
-        assert process.poll() is None
+        assert all(process.poll() is None for process in processes)
         time.sleep(0.02)
 
 
 def test_a_worker_is_killed_amid_a_unit_and_another_goes_on(
     address: str, paths: list[Path], expected: dict[str, bytes], out: Path, tmp_path: Path
 ) -> None:
-    progress = draw(partial(toy_workers.load_dying, paths, tmp_path / "died"), out)
+    progress = draw(partial(toy_workers.load_dying, paths, tmp_path / "died"), out, workers=2)
 
     assert (tmp_path / "died").exists()
     assert (progress.images, progress.drawn, progress.failures) == (DISTINCT, DISTINCT, {})
     check(out, expected)
 
 
-def test_a_driver_is_interrupted_the_next_is_killed_and_the_last_ends_the_job(
+def test_a_driver_is_interrupted_another_is_killed_and_a_third_ends_the_job(
     address: str, paths: list[Path], expected: dict[str, bytes], out: Path
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        before = lines(out)
-        process = another_driver(address, out, paths)
-        try:
-            wait_for_lines(out, before + 4, process)
+    processes = [another_driver(address, out, paths) for _ in range(2)]
+    try:
+        wait_for_lines(out, 3, *processes)
+        for process, number in zip(processes, (signal.SIGINT, signal.SIGKILL), strict=True):
             process.send_signal(number)
-            assert process.wait(SECONDS) != 0
-        finally:
+        assert [process.wait(SECONDS) for process in processes] == [-signal.SIGINT, -signal.SIGKILL]
+    finally:
+        for process in processes:
             process.kill()
             process.wait()
-        assert number == signal.SIGKILL or not list(out.rglob("*.part"))
 
     progress = draw(partial(toy_workers.load, paths), out)
 
@@ -151,21 +150,24 @@ def test_two_drivers_at_one_time_make_each_image_once(
     check(out, expected)
 
 
-def test_the_command_draws_with_workers_what_it_draws_alone(
-    address: str, paths: list[Path], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_draws_with_workers_and_shards_what_it_draws_alone(
+    address: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "job.txt").write_text("a cat\na dog\n", "utf-8")
-    files = [argument for path in paths for argument in ("--model", str(path))]
+    (tmp_path / "job.txt").write_text("a cat\na dog\na fox\na cake\n", "utf-8")
+    files = [argument for path in write_toy(tmp_path) for argument in ("--model", str(path))]
     small = ["--height", "32", "--width", "32", "--steps", "1", "--device", "cpu", "--seed", "3"]
-    command = ["batch", str(tmp_path / "job.txt"), *files, *small]
+    command = ["batch", str(tmp_path / "job.txt"), *files, *small, "--batch-size", "2"]
 
     assert run([*command, "-o", str(out / "alone")]) == 0
     assert run([*command, "-o", str(out / "workers"), "--workers", "1"]) == 0
+    for part in ("0/2", "1/2"):
+        assert run([*command, "-o", str(out / "shards"), "--shard", part]) == 0
     assert run([*command, "-o", str(out), "--workers", "1", "--ledger", "ledger-mine.jsonl"]) == 1
 
-    assert contents(out / "workers") == contents(out / "alone")
+    assert contents(out / "workers") == contents(out / "shards") == contents(out / "alone")
     said = capsys.readouterr()
-    assert f"{out / 'workers'}: 2 drawn, 0 were there" in said.out
+    assert f"{out / 'workers'}: 4 drawn, 0 were there" in said.out
+    assert said.out.count(f"{out / 'shards'}: 2 drawn, 0 were there") == 2
     assert "--ledger names the ledger of one process" in said.err
 
 

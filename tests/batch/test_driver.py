@@ -12,7 +12,7 @@ import pytest
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.batch import Progress, make_plan, run_plan
 from diffsynth.batch.cluster import Cluster, WorkerLost
-from diffsynth.batch.distributed import HOPELESS, TRIES, Driver
+from diffsynth.batch.driver import HOPELESS, TRIES, Driver
 from diffsynth.batch.storage import Folder
 from diffsynth.batch.worker import Manner, Record, Task, Worker
 from diffsynth.errors import Cancelled, CorruptCheckpoint, DiffSynthError, InvalidRequest, Paused
@@ -25,26 +25,37 @@ class Died(BaseException):
 
 
 class Here(Cluster):
-    """Workers in this process, which work when they are waited for."""
+    """Workers in this process, which work when they are waited for.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: how many.
+        never: what the first worker is asked and never does; all others do it.
+    """
+
+    def __init__(self, workers: int, never: str = "") -> None:
         self.workers = workers
         self.threads = 1
         self.started = 0
         self.bytes_sent: list[int] = []
+        self._never = never
+        self._first: Worker | None = None
 
     def start(self, *arguments: Any) -> Worker:
         self.started += 1
-        return Worker(*arguments)
+        worker = Worker(*arguments)
+        self._first = self._first or worker
+        return worker
 
     def share(self, value: Any) -> Any:
         return value
 
     def ask(self, worker: Any, method: str, *arguments: Any) -> Any:
+        if worker is self._first and method == self._never:
+            return object()
         return lambda: getattr(worker, method)(*arguments)
 
     def answered(self, promises: Sequence[Any], seconds: float | None) -> list[Any]:
-        return list(promises[:1])
+        return [promise for promise in promises if callable(promise)][:1]
 
     def answer(self, promise: Any) -> Any:
         try:
@@ -160,6 +171,98 @@ def test_when_all_workers_die_the_run_pauses(
     assert cluster.started < 2 + HOPELESS
 
 
+def test_a_worker_that_dies_while_it_loads_is_replaced(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes]
+) -> None:
+    loads: list[int] = []
+
+    def load() -> HunyuanDiTImagePipeline:
+        loads.append(1)
+        if len(loads) == 1:
+            raise Died
+        return pipe
+
+    cluster = Here(1)
+
+    assert draw(load, out, cluster).drawn == 16
+    assert cluster.started == 2
+    assert contents(out) == expected
+
+
+def test_a_worker_that_never_gets_ready_keeps_nobody_waiting(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes]
+) -> None:
+    assert draw(lambda: pipe, out, Here(2, never="ready")).drawn == 16
+    assert contents(out) == expected
+
+
+def test_the_unit_of_a_worker_that_hangs_is_drawn_by_one_without_work(
+    pipe: HunyuanDiTImagePipeline,
+    out: Path,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("diffsynth.batch.driver.LATE", 0.0)
+    monkeypatch.setattr("diffsynth.batch.driver.LATE_SECONDS", 0.0)
+
+    progress = draw(lambda: pipe, out, Here(2, never="draw"))
+
+    assert (progress.images, progress.drawn, progress.step, progress.failures) == (16, 16, 16, {})
+    assert contents(out) == expected
+    assert len(Folder(out).history().finished) == 16
+    assert "0.png and others take long: another worker draws them too" in caplog.text
+
+
+class Twice(Here):
+    """The first worker's unit is not heard of until another draws it too, but then before that other.
+
+    Args:
+        workers: how many.
+        dies: whether the first worker dies with it.
+    """
+
+    def __init__(self, workers: int, *, dies: bool) -> None:
+        super().__init__(workers)
+        self.asked: list[str] = []
+        self._dies = dies
+        self._late: Any = None
+
+    def ask(self, worker: Any, method: str, *arguments: Any) -> Any:
+        promise = super().ask(worker, method, *arguments)
+        if method == "draw":
+            self.asked.append(arguments[0].unit.name)
+            if worker is self._first and self._late is None:
+                self._late = self._die if self._dies else promise
+                return self._late
+        return promise
+
+    def answered(self, promises: Sequence[Any], seconds: float | None) -> list[Any]:
+        twice = len(set(self.asked)) < len(self.asked)
+        if twice and self._late in promises:
+            return [self._late]
+        return super().answered([promise for promise in promises if promise is not self._late], seconds)
+
+    def _die(self) -> Record:
+        raise Died
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_of_two_workers_at_one_unit_the_first_to_end_settles_it(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    monkeypatch.setattr("diffsynth.batch.driver.LATE", 0.0)
+    monkeypatch.setattr("diffsynth.batch.driver.LATE_SECONDS", 0.0)
+    cluster = Twice(2, dies=dies)
+
+    progress = draw(lambda: pipe, out, cluster)
+
+    assert (progress.drawn, progress.step, progress.failures) == (16, 16, {})
+    assert cluster.asked.count(cluster.asked[0]) > 1
+    assert len(set(cluster.asked)) == 4
+    assert contents(out) == expected
+
+
 def test_what_an_image_fails_of_is_told_once(
     pipe: HunyuanDiTImagePipeline, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +293,7 @@ def test_a_worker_with_other_weights_or_settings_is_refused(
 
 def test_a_worker_stops_with_the_step_at_which_it_is(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
     plan = make_plan(pipe, entries(4), names="{index}.png")
+    out.mkdir()
     worker = Worker(lambda: pipe, out, 0, 1, Manner())
     worker.stop()
 
@@ -209,8 +313,16 @@ def test_the_driver_stops_when_it_is_asked_to(pipe: HunyuanDiTImagePipeline, out
         draw(lambda: pipe, out, on_step=stop)
 
 
+def test_a_machine_without_the_folder_is_named(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
+    plan = make_plan(pipe, entries(4), names="{index}.png")
+
+    with pytest.raises(InvalidRequest, match=r"does not have the folder .*out, where images are to go"):
+        Worker(lambda: pipe, out, 0, 1, Manner()).draw(Task(plan.units[0]))
+
+
 def test_workers_of_one_machine_have_a_ledger_each(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
     plan = make_plan(pipe, entries(4), names="{index}.png")
+    out.mkdir()
     workers = [Worker(lambda: pipe, out, 0, 1, Manner()) for _ in range(2)]
 
     for worker, unit in zip(workers, plan.units, strict=False):

@@ -1,4 +1,7 @@
-"""Pipelines of workers, which tests have die, wait or fail; each is loaded in the worker's process."""
+"""Pipelines of workers, which tests have die, wait or fail; each is loaded in the worker's process.
+
+They are quick to load: without networks, unless there are files of some.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from typing import Any
 
 import torch
 
-from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.batch import read_entries
 from diffsynth.batch.distributed import run_distributed
 from diffsynth.batch.expand import Entry
-from diffsynth.pipelines.hunyuan_dit.request import HunyuanDiTRequest
-from tests.pipelines.toy import load_toy
+from diffsynth.pipelines.base import ImagePipeline
+from diffsynth.pipelines.request import ImageRequest
+from tests.batch.fake import FakePipeline
 
 SMALL: dict[str, Any] = {"height": 32, "num_inference_steps": 1, "cfg_scale": 2.0}
 
@@ -31,23 +34,27 @@ def entries(images: int, copies: float = 0.2) -> list[Entry]:
          "width": 32 + 16 * (number % distinct % 4), **SMALL}
         for number in range(images)
     ]  # fmt: skip
-    return read_entries(rows, HunyuanDiTRequest)
+    return read_entries(rows, ImageRequest)
 
 
-def load(paths: list[Path]) -> HunyuanDiTImagePipeline:
-    """Load the toy; it computes on one thread, as the tests do."""
+def load(paths: list[Path]) -> ImagePipeline[Any]:
+    """Load the toy of some files, if there are any; it computes on one thread, as the tests do."""
     torch.set_num_threads(1)
+    if not paths:
+        return FakePipeline()
+    from tests.pipelines.toy import load_toy  # which takes seconds
+
     return load_toy(paths)
 
 
-def load_slow(paths: list[Path], seconds: float) -> HunyuanDiTImagePipeline:
+def load_slow(paths: list[Path], seconds: float) -> ImagePipeline[Any]:
     """Load the toy, which then takes its time for each image."""
     pipe = load(paths)
     _before(pipe, "decode", lambda *_: time.sleep(seconds))
     return pipe
 
 
-def load_meeting(paths: list[Path], here: Path, there: Path) -> HunyuanDiTImagePipeline:
+def load_meeting(paths: list[Path], here: Path, there: Path) -> ImagePipeline[Any]:
     """Load the toy, which leaves a file before its third image, and waits until another leaves one too."""
     pipe = load(paths)
     drawn: list[Any] = []
@@ -63,7 +70,7 @@ def load_meeting(paths: list[Path], here: Path, there: Path) -> HunyuanDiTImageP
     return pipe
 
 
-def load_dying(paths: list[Path], died: Path) -> HunyuanDiTImagePipeline:
+def load_dying(paths: list[Path], died: Path) -> ImagePipeline[Any]:
     """Load the toy; of all workers, the first that has drawn three images is killed, and leaves ``died``."""
     pipe = load(paths)
     drawn: list[Any] = []
@@ -81,7 +88,7 @@ def load_dying(paths: list[Path], died: Path) -> HunyuanDiTImagePipeline:
     return pipe
 
 
-def _before(pipe: HunyuanDiTImagePipeline, name: str, action: Callable[..., object]) -> None:
+def _before(pipe: ImagePipeline[Any], name: str, action: Callable[..., object]) -> None:
     """Let something happen before every call of a method of a pipeline."""
     method = getattr(pipe, name)
 
@@ -97,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's processes ignore it
     address, out, images, here, there, *names = arguments
     paths = [Path(name) for name in names]
-    make = partial(load_meeting, paths, Path(here), Path(there)) if here else partial(load_slow, paths, 0.3)
+    make = partial(load_meeting, paths, Path(here), Path(there)) if here else partial(load_slow, paths, 0.15)
     run_distributed(make, entries(int(images)), out, address=address, workers=1, batch_size=4)
 
 
