@@ -13,10 +13,13 @@ from diffsynth.pipelines.request import HIRES, HIRES_SIZES
 if TYPE_CHECKING:
     from diffsynth.core.loaded import LoadedModel
     from diffsynth.manager import ModelManager
+    from diffsynth.pipelines.request import ImageRequest
 
 
 def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of an image, with its ``settings`` as ``pipe(...)`` takes them; empty without an image.
+
+    Its ``pictures`` are those of the image that are given anew, as sizes and hashes.
 
     Args:
         like: the image file, the JSON beside one in an archive, or the latents.
@@ -35,10 +38,20 @@ def read_again(like: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     replaced: tuple[str, ...] = HIRES_SIZES if any(name in given for name in HIRES_SIZES) else ()  # by a factor, say
     if given.get("hires_scale") == 1:
         replaced = HIRES  # there is no second stage any more
-    for name in (*given, *replaced):
-        recipe["request"].pop(name, None)
+    anew = {name: recipe["request"].pop(name, None) for name in (*given, *replaced)}
     settings = request_from(recipe, kind.request)
-    return {**recipe, "prompt": settings.pop("prompt"), "settings": settings}
+    pictures = {name: value for name, value in anew.items() if "sha256" in str(value)}
+    return {**recipe, "prompt": settings.pop("prompt"), "settings": settings, "pictures": pictures}
+
+
+def compare_pictures(request: ImageRequest, recipe: dict[str, Any]) -> None:
+    """Say on standard error which pictures of a request are not those that the image was drawn with."""
+    from diffsynth.pipelines.recipe import request_json
+
+    given = request_json(request)
+    for name, known in recipe.get("pictures", {}).items():
+        if given[name] != known:
+            print(f"{name}: not what the image was drawn with; it will differ.", file=sys.stderr)
 
 
 def load_again(manager: ModelManager, recipe: dict[str, Any], dtype: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsynth.cli.again import read_again
+from diffsynth.cli.again import compare_pictures, read_again
 from diffsynth.cli.choice import OPTIONS, Choice, choose, with_options
 from diffsynth.cli.options import Debug, Verbose, check_file
 from diffsynth.cli.settings import given_settings, setting_options
@@ -60,6 +60,7 @@ def generate(
     call = {**recipe.get("settings", {}), **given}
     call.setdefault("seed", secrets.randbelow(2**32))
     requests = _requests(choice, prompt or [recipe["prompt"]], num_images, call)
+    compare_pictures(requests[0], recipe)
     outputs = [output]
     if len(requests) > 1:
         outputs = [output.with_stem(f"{output.stem}-{number + 1:04d}") for number in range(len(requests))]

@@ -147,8 +147,9 @@ class ControlNets(Generic[M]):
         if request.controlnet_count not in (1, count):
             uneven = next(name for name in request.per_controlnet if len(getattr(request, name)) > 1)
             labels = "".join(f"\n  {entry.label}" for entry in self.loaded)
+            used = "one control network is" if count == 1 else f"{count} control networks are"
             raise InvalidRequest(
-                f"{uneven} has {request.controlnet_count} entries, but {count} control networks are in use; give one "
+                f"{uneven} has {request.controlnet_count} entries, but {used} in use; give one "
                 f"for each, or one for all, or choose networks with controlnets=[...] (--controlnet):{labels}"
             )
         usual = {**request.per_controlnet, "controlnet_images": request.controlnet_images[0]}

@@ -50,7 +50,9 @@ def controls_of(path: Path) -> list[str]:
     return [Path(each["path"]).stem for each in recipe(path)["models"] if each["family"] == "hunyuan_dit_controlnet"]
 
 
-def test_a_picture_steers_the_image_which_is_drawn_again_with_it(models: Path, photo: Path, tmp_path: Path) -> None:
+def test_a_picture_steers_the_image_which_is_drawn_again_with_it(
+    models: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain, drawn, again = (tmp_path / f"{name}.png" for name in ("plain", "drawn", "again"))
     chosen = ["--controlnet", "pytorch_model_depth_distill", "--controlnet-image", photo, "--controlnet-scale", "0.8"]
     assert generate(models, plain) == 0
@@ -65,6 +67,7 @@ def test_a_picture_steers_the_image_which_is_drawn_again_with_it(models: Path, p
     like = ["generate", "--like", str(drawn), "--device", "cpu", "--controlnet-image", str(photo), "-o", str(again)]
     assert run(like) == 0
     assert pixels(again) == pixels(drawn)
+    assert "will differ" not in capsys.readouterr().err
 
 
 def test_drawing_again_asks_for_the_picture(

@@ -53,7 +53,9 @@ def test_an_image_with_pictures_is_drawn_again_when_they_are_given_again(
     assert run(["generate", "--like", str(first), "--device", "cpu", "-o", str(other)]) == 1
     assert "the image was made from other pictures (ipadapter_images); give them again" in capsys.readouterr().err
     assert run(["generate", "--like", str(first), *red, "--device", "cpu", "-o", str(again)]) == 0
+    assert "will differ" not in capsys.readouterr().err
     assert run(["generate", "--like", str(first), *blue, "--device", "cpu", "-o", str(other)]) == 0
+    assert "ipadapter_images: not what the image was drawn with; it will differ." in capsys.readouterr().err
 
     assert pixels(again) == pixels(first) != pixels(other)
 
