@@ -109,9 +109,8 @@ class Estimate:
             known = largest.setdefault(unit.group.digest, unit)
             if len(unit.items) > len(known.items):
                 largest[unit.group.digest] = unit
-        batches = {digest: self._requests(unit) for digest, unit in largest.items()}
-        self.text, self.features = self._rehearsal.text(next(iter(batches.values()))[0])
-        self._costs = {digest: self.of(requests) for digest, requests in batches.items()}
+        self.text, self.features = self._rehearsal.text(self._first(plan.units[0]))
+        self._costs = {digest: self.of(self._requests(unit)) for digest, unit in largest.items()}
 
     def of(self, requests: Sequence[ImageRequest]) -> Cost:
         """Return what each of several complete requests takes that are drawn together."""
@@ -122,6 +121,11 @@ class Estimate:
         loads = [self._stage(stage) for stage in stages]
         denoise = sum(load.operations for load in loads) / len(requests) + drafts
         return Cost(Load(denoise, max(load.nbytes for load in loads)), self._decoding(stages[-1][0]))
+
+    def _first(self, unit: Unit) -> Any:
+        """Return the complete request of a unit's first image."""
+        (request,) = self.pipe.prepare([unit.group.request(self.pipe, unit.items[0])])
+        return request
 
     def _requests(self, unit: Unit) -> list[Any]:
         """Return the complete requests of a unit's first batch."""
@@ -155,7 +159,7 @@ class Estimate:
     @cached_property
     def texts(self) -> int:
         """How many distinct texts there are."""
-        requests = ((self._requests(unit)[0], unit) for unit in self.plan.units)
+        requests = ((self._first(unit), unit) for unit in self.plan.units)
         return len({
             text
             for request, unit in requests
