@@ -1,156 +1,165 @@
-"""What a job costs: floating-point operations from the networks' sizes, weights in memory, and time at a known rate.
-
-Operations are counted, not guessed: the networks are built without weights, on PyTorch's meta device, and run once for
-their shapes. A multiplication with its addition is two operations.
-"""
+"""What a job costs: floating-point operations, memory in each of its stages, and time, from a measured sample."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from diffsynth.batch.plan import Plan, Unit
-from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
-from diffsynth.models.unet.model import UNet
+from diffsynth.batch.rehearsal import Load, Rehearsal
+from diffsynth.batch.runner import TEXT_BYTES
 from diffsynth.pipelines.base import ImagePipeline
+from diffsynth.pipelines.hires import no_noise
 from diffsynth.pipelines.monitor import Monitor
+from diffsynth.pipelines.recipe import request_json
 from diffsynth.pipelines.request import ImageRequest
 
-TEXT_TOKENS = 77  # of a prompt that no encoder cuts
+SAME_COST = (  # settings that change how an image looks, or how many steps it has, but not what a step takes
+    "prompt", "negative_prompt", "seed", "num_inference_steps", "denoising_strength", "hires_steps", "hires_strength",
+    "scheduler", "spacing", "cfg_scale", "guidance_rescale",
+)  # fmt: skip
+TILES = ("tiled", "tile_size", "tile_stride")
 
 
-def _attention(queries: Sequence[int], keys: Sequence[int], values: Sequence[int], *_: Any, **__: Any) -> int:
-    """Return the operations of attention on (B, heads, L, size); PyTorch does not count those of a CPU."""
-    batch, heads, length, size = queries
-    return 2 * batch * heads * length * keys[2] * (size + values[3])
+class Kind(NamedTuple):
+    """What is asked in a step.
 
+    Args:
+        denoiser: number of the denoiser, above 0 for a refiner; None for all in their turn.
+        acting: for each control network, or picture of one, whether it acts.
+    """
 
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    denoiser: int | None
+    acting: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of one image.
+    """What an image takes that is drawn with others.
 
     Args:
-        denoise: of all steps and of both stages, with guidance.
-        decode: of the autoencoder.
+        denoise: operations of all steps and of both stages, with guidance; bytes of all images that are drawn together.
+        decode: of the autoencoder; images are decoded one by one.
     """
 
+    denoise: Load
+    decode: Load
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one of the stages needs at a time.
+
+    Args:
+        weights: of networks.
+        activations: of all else that is on their device.
+    """
+
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the first batch of a job took.
+
+    Args:
+        seconds: in all.
+        text: seconds for one text.
+        denoise: operations in a second.
+        decode: operations in a second.
+    """
+
+    seconds: float
+    text: float
     denoise: float
     decode: float
 
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.denoise + self.decode
-
-
-def hunyuan_dit_step(config: HunyuanDiTConfig, height: int, width: int) -> int:
-    """Return the operations of one step for one row, a half of a guidance pair, with the prompt's part done before.
-
-    Args:
-        config: sizes of the network.
-        height: of the latents.
-        width: of the latents.
-    """
-    tokens = height * width // config.patch_size**2
-    size, depth, text = config.hidden_size, config.depth, config.text_len + config.t5_len
-    own = 8 * depth * tokens * size**2 + 4 * depth * tokens**2 * size
-    cross = 4 * depth * tokens * size**2 + 4 * depth * tokens * text * size
-    mlp = 4 * depth * tokens * size * config.mlp_size
-    skips = 4 * len(config.skip_sources) * tokens * size**2
-    ends = 2 * tokens * size * config.patch_size**2 * 3 * config.in_channels
-    return own + cross + mlp + skips + ends
-
-
-def counted(call: Callable[[], Any]) -> int:
-    """Return the operations of a call."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, torch.no_grad():
-        call()
-    return int(counter.get_total_flops())
-
-
-def step_cost(network: Any, height: int, width: int) -> int:
-    """Return the operations of a denoiser's step for one row; height and width are those of the latents."""
-    if isinstance(network.config, HunyuanDiTConfig):
-        return hunyuan_dit_step(network.config, height, width)
-    with torch.device("meta"):
-        unet = UNet(network.config)
-        latents = torch.zeros(1, network.config.in_channels, height, width)
-        context = torch.zeros(1, TEXT_TOKENS, network.config.context_size)
-        label = [torch.zeros(1, network.config.label_size), torch.zeros(1, 0)] if network.config.label_size else []
-        return counted(lambda: unet(latents, torch.zeros(1), context, *label))
-
-
-def decode_cost(vae: Any, height: int, width: int) -> int:
-    """Return the operations of decoding one image; height and width are those of the latents."""
-    with torch.device("meta"):
-        twin = type(vae)(vae.config)
-        return counted(lambda: twin.decode(torch.zeros(1, vae.config.latent_channels, height, width)))
-
 
 class Estimate:
-    """Costs of a plan, each kind of image counted once.
+    """Costs of a plan; each kind of step is rehearsed once.
 
     Args:
         pipe: what draws.
         plan: the job.
+        low_memory: whether the text encoders are given back before the first image is drawn.
+
+    Attributes:
+        text: what one text takes.
+        features: bytes of its features.
     """
 
-    def __init__(self, pipe: ImagePipeline[Any], plan: Plan) -> None:
-        self.pipe, self.plan = pipe, plan
-        self._networks: dict[tuple[str, int, int], int] = {}
-        self._units = [(unit, self.image(self.request_of(unit))) for unit in plan.units]
+    def __init__(self, pipe: ImagePipeline[Any], plan: Plan, *, low_memory: bool = False) -> None:
+        self.pipe, self.plan, self.low_memory = pipe, plan, low_memory
+        self._rehearsal = Rehearsal(pipe)
+        self._stages: dict[str, tuple[Load, Load]] = {}
+        self._decoded: dict[str, Load] = {}
+        largest: dict[str, Unit] = {}
+        for unit in plan.units:
+            known = largest.setdefault(unit.group.digest, unit)
+            if len(unit.items) > len(known.items):
+                largest[unit.group.digest] = unit
+        self.text, self.features = self._rehearsal.text(self._first(plan.units[0]))
+        self._costs = {digest: self.of(self._requests(unit)) for digest, unit in largest.items()}
 
-    def request_of(self, unit: Unit) -> Any:
+    def of(self, requests: Sequence[ImageRequest]) -> Cost:
+        """Return what each of several complete requests takes that are drawn together."""
+        stages, drafts = [list(requests)], 0.0
+        if requests[0].enlarges:
+            stages.append(self._rehearsal.enlarged(requests))
+            drafts = 0 if requests[0].hires_upscale == "latent" else self._decoding(requests[0]).operations
+        loads = [self._stage(stage) for stage in stages]
+        denoise = sum(load.operations for load in loads) / len(requests) + drafts
+        return Cost(Load(denoise, max(load.nbytes for load in loads)), self._decoding(stages[-1][0]))
+
+    def _first(self, unit: Unit) -> Any:
         """Return the complete request of a unit's first image."""
         (request,) = self.pipe.prepare([unit.group.request(self.pipe, unit.items[0])])
         return request
 
-    def image(self, request: ImageRequest) -> Cost:
-        """Return the cost of a complete request."""
-        assert request.height is not None
-        assert request.width is not None
-        steps = request.num_inference_steps or 0
-        stages = [(request.height, request.width, steps * request.denoising_strength)]
-        if request.enlarges:
-            assert request.hires_height is not None
-            assert request.hires_width is not None
-            again = (request.hires_steps or steps) * (request.hires_strength or 0)
-            stages.append((request.hires_height, request.hires_width, again))
-        rows = len(self.pipe.texts_of(request))
-        denoise = sum(rows * count * self._of("denoiser", height, width) for height, width, count in stages)
-        return Cost(denoise, self._of("vae", *stages[-1][:2]))
+    def _requests(self, unit: Unit) -> list[Any]:
+        """Return the complete requests of a unit's first batch."""
+        batch = next(unit.batches())
+        return self.pipe.prepare([unit.group.request(self.pipe, item) for item in batch])
 
-    def _of(self, part: str, height: int, width: int) -> int:
-        if (part, height, width) not in self._networks:
-            vae: Any = self.pipe.codec.vae
-            size = height // vae.config.downscale, width // vae.config.downscale
-            denoiser: Any = self.pipe.models[0].module
-            cost = decode_cost(vae, *size) if part == "vae" else step_cost(denoiser, *size)
-            self._networks[part, height, width] = cost
-        return self._networks[part, height, width]
+    def _stage(self, requests: Sequence[ImageRequest]) -> Load:
+        """Return what a stage takes, all images that are drawn together."""
+        kinds = kinds_of_steps(self.pipe, requests[0])
+        all_acting = tuple(any(each) for each in zip(*(kind.acting for kind in kinds), strict=True))
+        before, _ = self._rehearsed(requests, Kind(None, all_acting))
+        steps = {kind: self._rehearsed(requests, kind)[1] for kind in kinds}
+        operations = before.operations + sum(count * steps[kind].operations for kind, count in kinds.items())
+        return Load(operations, max(load.nbytes for load in (before, *steps.values())))
 
-    @property
-    def operations(self) -> float:
-        """Of the whole job, but for its texts."""
-        return sum(len(unit.items) * cost.total for unit, cost in self._units)
+    def _rehearsed(self, requests: Sequence[ImageRequest], kind: Kind) -> tuple[Load, Load]:
+        """Return what comes before the first step, and a step of a kind."""
+        wanted = [_with_steps_like(request, kind, self.pipe) for request in requests]
+        settings = {name: value for name, value in request_json(wanted[0]).items() if name not in SAME_COST}
+        key = json.dumps([settings, len(requests), len(self.pipe.texts_of(wanted[0]))])
+        if key not in self._stages:
+            self._stages[key] = self._rehearsal.stage(wanted)
+        return self._stages[key]
 
-    @property
-    def decoding(self) -> float:
-        """The share of it that decoding takes, 0 to 1."""
-        return sum(len(unit.items) * cost.decode for unit, cost in self._units) / max(self.operations, 1)
+    def _decoding(self, request: ImageRequest) -> Load:
+        key = repr((request.height, request.width, *(getattr(request, name, None) for name in TILES)))
+        if key not in self._decoded:
+            self._decoded[key] = self._rehearsal.decoding(request)
+        return self._decoded[key]
 
-    @property
+    @cached_property
     def texts(self) -> int:
         """How many distinct texts there are."""
-        requests = ((self.request_of(unit), unit) for unit in self.plan.units)
+        requests = ((self._first(unit), unit) for unit in self.plan.units)
         return len({
             text
             for request, unit in requests
@@ -161,18 +170,98 @@ class Estimate:
         })  # fmt: skip
 
     @property
+    def reading(self) -> float:
+        """Operations of the text encoders, if all texts were like the first."""
+        return self.texts * self.text.operations
+
+    @property
+    def denoising(self) -> float:
+        """Operations of denoising."""
+        return sum(len(unit.items) * self._costs[unit.group.digest].denoise.operations for unit in self.plan.units)
+
+    @property
+    def decoding(self) -> float:
+        """Operations of decoding."""
+        return sum(len(unit.items) * self._costs[unit.group.digest].decode.operations for unit in self.plan.units)
+
+    @property
+    def operations(self) -> float:
+        """Of the whole job."""
+        return self.reading + self.denoising + self.decoding
+
+    @property
     def weights(self) -> int:
         """Bytes of all networks."""
-        return sum(model.nbytes for model in self.pipe.models)
+        return self._rehearsal.weights
 
-    def measure(self) -> tuple[float, float]:
-        """Draw the first batch of the job and return its seconds, and operations per second."""
-        unit, cost = self._units[0]
-        batch = next(unit.batches())
-        started = time.perf_counter()
-        requests = self.pipe.prepare([unit.group.request(self.pipe, item) for item in batch])
-        texts = self.pipe.encode_texts(requests)
+    @property
+    def text_weights(self) -> int:
+        """Bytes of the text encoders among them."""
+        return self._rehearsal.text_weights
+
+    @property
+    def kept(self) -> int:
+        """Bytes of text features that are kept in the memory of the CPU at a time."""
+        return min(self.texts * self.features, TEXT_BYTES)
+
+    @property
+    def memory(self) -> dict[str, Memory]:
+        """Bytes that each stage needs at a time: "texts", "denoising", "decoding"."""
+        drawing = self.weights - (self.text_weights if self.low_memory else 0)
+        costs = self._costs.values()
+        return {
+            "texts": Memory(self.weights, self.text.nbytes),
+            "denoising": Memory(drawing, max(cost.denoise.nbytes for cost in costs)),
+            "decoding": Memory(drawing, max(cost.decode.nbytes for cost in costs)),
+        }
+
+    def seconds(self, sample: Sample) -> float:
+        """Return how long the whole job takes where a sample was drawn."""
+        return self.texts * sample.text + self.denoising / sample.denoise + self.decoding / sample.decode
+
+    def measure(self) -> Sample:
+        """Draw the first batch of the job."""
+        requests = self._requests(self.plan.units[0])
+        cost = self._costs[self.plan.units[0].group.digest]
+        began = time.perf_counter()
+        texts = self.pipe.encode_texts(requests)  # which reads the weights from the disk
+        reading = time.perf_counter()
+        self.pipe.encode_texts(requests[:1])
         drawing = time.perf_counter()
-        self.pipe.decode(requests, self.pipe.draw_latents(requests, texts, Monitor(iter)))
-        seconds = time.perf_counter() - drawing
-        return drawing - started + seconds, len(batch) * cost.total / seconds
+        latents = self.pipe.draw_latents(requests, texts, Monitor(iter))
+        decoding = time.perf_counter()
+        self.pipe.decode(requests, latents)
+        end = time.perf_counter()
+        count = len(requests)
+        return Sample(
+            end - began,
+            (drawing - reading) / len(set(self.pipe.texts_of(requests[0]))),
+            count * cost.denoise.operations / (decoding - drawing),
+            count * cost.decode.operations / (end - decoding),
+        )
+
+
+def kinds_of_steps(pipe: Any, request: Any) -> Counter[Kind]:
+    """Return how many steps of each kind a stage has."""
+    run = pipe.scheduler_for(request).start(
+        request.num_inference_steps, denoising_strength=request.denoising_strength, draw_noise=no_noise
+    )
+    controls, steps = pipe.controlnets.controls(request), len(run.timesteps)
+    ends = [below for _, below in pipe.denoisers(request)]
+    kinds: Counter[Kind] = Counter()
+    for step, timestep in enumerate(run.timesteps):
+        denoiser = max(number for number, below in enumerate(ends) if timestep < below)
+        kinds[Kind(denoiser, tuple(denoiser == 0 and control.acts(step, steps) for control in controls))] += 1
+    return kinds
+
+
+def _with_steps_like(request: Any, kind: Kind, pipe: Any) -> Any:
+    """Return a request whose steps are all of a kind."""
+    changes: dict[str, Any] = {}
+    if kind.acting:
+        scales = zip(request.controlnet_scales, kind.acting, strict=True)
+        changes["controlnet_scales"] = tuple(scale if acts else 0.0 for scale, acts in scales)
+        changes["controlnet_starts"], changes["controlnet_ends"] = ((value,) * len(kind.acting) for value in (0.0, 1.0))
+    if kind.denoiser is not None and len(pipe.denoisers(request)) > 1:
+        changes["refiner_start"] = 0.0 if kind.denoiser else 1.0
+    return replace(request, **changes)

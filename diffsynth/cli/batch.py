@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffsynth.cli.choice import OPTIONS, choose, with_options
+from diffsynth.cli.costs import costs, duration
 from diffsynth.cli.options import Debug, Verbose, check_file, check_folder, named_once
 from diffsynth.cli.settings import given_settings, setting_options
 from diffsynth.cli.stopping import INTERRUPTED, stopping
@@ -116,7 +117,7 @@ def batch(
             logger.warning("--dry-run tells of the whole job; without effect: %s.", ", ".join(unused))
         plan = make_plan(pipe, entries, **how)
         target.check(plan)
-        print("\n".join(costs(pipe, plan, gpus, tflops)))
+        print("\n".join(costs(pipe, plan, gpus, tflops, low_memory=low_memory)))
         return 0
     line = _Line()
     common: dict[str, Any] = {"choose": part or all_units, "verify": verify, "retry_failed": retry_failed}
@@ -184,36 +185,6 @@ def _summary(progress: Progress, output: str) -> str:
     return f"{printable(output, 300)}: {', '.join(facts)}"
 
 
-def costs(pipe: Any, plan: Any, gpus: int | None, tflops: float | None) -> list[str]:
-    """Return what a job costs, in lines; one batch of it is drawn for the time."""
-    from diffsynth.batch.cost import Estimate
-
-    estimate = Estimate(pipe, plan)
-    images = len(plan.items)
-    seconds, rate = estimate.measure()
-    lines = [
-        f"images      {images}, and {plan.entries - images} that are the same as others",
-        f"texts       {estimate.texts} distinct",
-        f"groups      {len(plan.groups)}, in {len(plan.units)} units",
-        f"operations  {estimate.operations / 1e12:.4g} TFLOP, {100 * estimate.decoding:.1f} % of it decoding",
-        f"weights     {estimate.weights / 1e9:.3g} GB",
-        f"sample      the first batch took {seconds:.3g} s: {rate / 1e12:.3g} TFLOP/s",
-        f"time        {duration(estimate.operations / rate)} here, without reading the texts",
-    ]
-    if gpus or tflops:
-        sustained, source = (tflops * 1e12, "as given") if tflops else (rate, "as measured here")
-        whole = estimate.operations / sustained
-        batches = sum(len(list(unit.batches())) for unit in plan.units)
-        busy = max(1, min(gpus or 1, batches))
-        few = f"; only {batches} have work, for there are no more batches" if busy < (gpus or 1) else ""
-        lines += [
-            f"devices     {gpus or 1} of {sustained / 1e12:.3g} TFLOP/s, {source}{few}",
-            f"            {whole / max(images, 1):.3g} s an image, {duration(whole / busy)} in all, "
-            f"{whole / 3600:.3g} device-hours, {images * busy / whole:.3g} images a second",
-        ]
-    return lines
-
-
 class _Line:
     """The one line on standard error that tells how far a run is."""
 
@@ -250,14 +221,3 @@ def progress_line(progress: Progress) -> str:
     if progress.failures:
         parts.append(f"{len(progress.failures)} failed")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: 45 s, 12 min, 3 h 20 min, 6.7 days."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 2 * 86400:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-    return f"{seconds / 86400:.1f} days"

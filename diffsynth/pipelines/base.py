@@ -320,6 +320,10 @@ class ImagePipeline(ABC, Generic[R]):
         """Return those of the networks that a complete request needs; its recipe names them."""
         return self.models
 
+    def denoisers(self, request: R) -> tuple[tuple[nn.Module, float], ...]:
+        """Return the denoisers, each with the timestep below which it takes over, the first one first."""
+        return ((self.models[0].module, float("inf")),)
+
     @abstractmethod
     def with_models(self, models: Sequence[LoadedModel[Any]]) -> Self:
         """Return a pipeline that differs from this one in its networks.

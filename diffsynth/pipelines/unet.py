@@ -265,8 +265,8 @@ class UNetImagePipeline(ImagePipeline[R]):
     def row(self, unet: UNet, text: Text, features: Features, request: R) -> Row:
         """Return what a denoiser is told of a text."""
 
+    @override
     def denoisers(self, request: R) -> tuple[tuple[UNet, float], ...]:
-        """Return the denoisers, each with the timestep below which it takes over, the first one first."""
         return ((self.denoiser, float("inf")),)
 
     def _denoise(

@@ -15,8 +15,9 @@ from PIL import Image
 
 from diffsynth.batch.progress import Progress
 from diffsynth.cli import run
-from diffsynth.cli.batch import duration, progress_line
+from diffsynth.cli.batch import progress_line
 from diffsynth.cli.choice import Choice
+from diffsynth.cli.costs import duration
 from diffsynth.cli.stopping import Stopped, StoppedAtOnce, stopping
 
 REPO = Path(__file__).parents[2]
@@ -47,6 +48,21 @@ def test_a_job_becomes_a_folder_and_the_same_command_goes_on(
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [f"{out}: 4 drawn, 0 were there", f"{out}: 0 drawn, 4 were there"]
     assert "0 of 4 images" in shown.err
+
+
+def test_a_dry_run_says_what_it_takes_and_draws_nothing(
+    models: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--low-memory", "--gpus", "8"]):
+        assert batch(models, job, tmp_path / "out", "--dry-run", *more) == 0
+
+    told = capsys.readouterr().out
+    names = [line[:12].strip() for line in told.splitlines()]
+    known = ["images", "texts", "groups", "operations", "weights", "memory", "", "", "", "sample", "time"]
+    assert names == [*known, *known, "devices", ""]
+    assert " without --low-memory, and " in told
+    assert " with --low-memory, and " in told
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_an_image_of_a_job_is_that_of_generate(models: Path, job: Path, tmp_path: Path) -> None:
