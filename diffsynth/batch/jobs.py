@@ -169,7 +169,7 @@ class Cell(str):
 
 
 def _of_prompts(path: Path, text: str, problems: Problems) -> Iterator[Row]:
-    lines = ((line, content.strip()) for line, content in enumerate(text.split("\n"), 1))
+    lines = ((line, content.strip()) for line, content in enumerate(re.split("\r\n|\r|\n", text), 1))
     kept = ((line, content) for line, content in lines if content)
     for number, (line, content) in enumerate(kept):
         yield Row(number, f"{path.name}, line {line}", {"prompt": content})

@@ -33,12 +33,12 @@ def test_one_job_in_three_spellings_is_the_same(tmp_path: Path) -> None:
         tmp_path / "job.jsonl",
         {"prompt": "一只熊猫", "num_inference_steps": 2, "guidance_scale": 3},
         "",
-        {"prompt": "a fox, or two", "num_inference_steps": 2, "cfg_scale": 3.0},
+        {"prompt": "a fox, or two", "steps": 2, "cfg_scale": 3.0},
     )
     table = tmp_path / "job.csv"
     table.write_text('﻿prompt,num_inference_steps,guidance_scale,seed\n一只熊猫,2,3,\n"a fox, or two",2,3.0,\n', "utf-8")
     plain = tmp_path / "job.txt"
-    plain.write_text("一只熊猫\n\na fox, or two\r\n", "utf-8")
+    plain.write_text("一只熊猫\r\ra fox, or two\r\n", "utf-8", newline="")
 
     first, second = entries(lines), entries(table)
     third = entries(plain, defaults={"num_inference_steps": 2, "cfg_scale": 3})
