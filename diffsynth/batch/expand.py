@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +22,8 @@ from diffsynth.batch.wildcards import Wildcards
 from diffsynth.errors import InvalidRequest, printable
 from diffsynth.pipelines.request import ALIASES, ImageRequest, check_range, resolve_names
 from diffsynth.tokenizers.base import whole
+
+logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 10_000_000
 OWN = {"file": "str", "size": "str", "num_images_per_prompt": "int"}  # names of a row that are no settings
@@ -77,6 +81,7 @@ class Expansion:
         self._kinds = {name: str(field.type) for name, field in self.request_type.settings().items()}
         self._shared: dict[tuple[Any, ...], Shared] = {}
         self._usual: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        self._idle: Counter[str] = Counter()
         self._words = Wildcards(self.job.folder)
 
     def entries(self) -> list[Entry]:
@@ -99,6 +104,8 @@ class Expansion:
                         raise InvalidRequest(f"the job asks for more than {MOST_IMAGES:,} images; split it.")
             except _RowProblem as problem:
                 self.problems.add(row.where, str(problem))
+        for name, rows in self._idle.items():
+            logger.warning("%s is swept over for all rows; what %d of them say of it has no effect", name, rows)
         return found
 
     def _of_all_rows(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -112,6 +119,7 @@ class Expansion:
         own = _named(row.settings)
         swept = _swept(own.pop("sweep", None))
         _check_apart(own, swept)
+        self._idle.update(own.keys() & self._usual[1].keys())
         axes = self._axes({**self._usual[1], **swept})
         given = {**self._usual[0], **own}
         names = list(axes)
@@ -199,6 +207,8 @@ class _RowProblem(Exception):
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings under our names for them; a size is given in one way."""
+    if not isinstance(settings, Mapping):
+        raise _RowProblem(f"settings must be a mapping of names to values, not {printable(repr(settings))}.")
     found: dict[str, Any] = {}
     for name, value in settings.items():
         ours = ALIASES.get(name, name)

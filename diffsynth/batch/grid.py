@@ -240,7 +240,7 @@ def _check_named(names: Iterable[str], records: Sequence[Record]) -> None:
 def setting_named(name: str) -> str:
     """Return a setting's own name for what is written on a command line."""
     name = name.strip().replace("-", "_")
-    return {"steps": "num_inference_steps"}.get(name, ALIASES.get(name, name))
+    return ALIASES.get(name, name)
 
 
 def _parsed(value: Any, like: Sequence[Any]) -> Any:

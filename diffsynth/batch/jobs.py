@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ Rows: TypeAlias = Iterable[ImageRequest | Mapping[str, Any]]
 
 SUFFIXES = (".jsonl", ".csv", ".txt")
 MOST_PROBLEMS = 200
+NUMBERED = re.compile(r"(?:, line|^request) (\d+): ")
 
 
 class Row(NamedTuple):
@@ -72,10 +74,15 @@ class Problems:
     def refuse(self, what: str) -> None:
         """Raise InvalidRequest with all problems, if there are any."""
         if self._found:
-            lines = list(self._found)
+            lines = sorted(self._found, key=_line_number)
             more = [f"… and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
             shown = "".join(f"\n  {line}" for line in (*lines[:MOST_PROBLEMS], *more))
             raise InvalidRequest(f"{what}, {len(lines)} {'problem' if len(lines) == 1 else 'problems'}:{shown}")
+
+
+def _line_number(problem: str) -> int:
+    found = NUMBERED.search(problem)
+    return int(found[1]) if found else 0
 
 
 def read_job(source: str | Path | Rows) -> Job:
@@ -90,6 +97,8 @@ def read_job(source: str | Path | Rows) -> Job:
         OSError: the file cannot be read.
     """
     if not isinstance(source, (str, Path)):
+        if not isinstance(source, Iterable):
+            raise InvalidRequest(f"a job is a file, or a list of requests, not {printable(repr(source))}.")
         return Job(tuple(_of_objects(source)), Path.cwd(), confined=False)
     path = Path(source)
     readers = {".jsonl": _of_json_lines, ".csv": _of_table, ".txt": _of_prompts}
@@ -160,7 +169,7 @@ class Cell(str):
 
 
 def _of_prompts(path: Path, text: str, problems: Problems) -> Iterator[Row]:
-    lines = ((line, content.strip()) for line, content in enumerate(text.split("\n"), 1))
+    lines = ((line, content.strip()) for line, content in enumerate(re.split("\r\n|\r|\n", text), 1))
     kept = ((line, content) for line, content in lines if content)
     for number, (line, content) in enumerate(kept):
         yield Row(number, f"{path.name}, line {line}", {"prompt": content})

@@ -59,11 +59,12 @@ class NameTemplate:
         """
         safe = {name: _safe(name, value) for name, value in values.items() if name in self.fields}
         try:
-            return checked(self.text.format_map(safe))
-        except (ValueError, TypeError, MemoryError, OverflowError) as error:
+            name = self.text.format_map(safe)
+        except (ValueError, TypeError, LookupError, AttributeError, MemoryError, OverflowError) as error:
             raise InvalidRequest(
-                f"the name {printable(self.text)!r} cannot be filled in: {error or 'it is too long'}."
+                f"the name {printable(self.text)!r} cannot be filled in: {printable(error) or 'it is too long'}."
             ) from error
+        return checked(name)
 
 
 def _safe(name: str, value: Any) -> Any:

@@ -80,23 +80,14 @@ def batch(
     from diffsynth.batch.run import LEDGER, all_units, make_output
 
     part = Shard.parse(shard) if shard else None
-    if (gpus or tflops) and not dry_run:
-        raise InvalidRequest("--gpus and --tflops go with --dry-run.")
-    if tflops is not None and not 0 < tflops < 1e6:
-        raise InvalidRequest(f"--tflops is above 0, such as 150, not {tflops}.")
+    several = ray is not None or workers is not None
+    _check_costs(gpus, tflops, dry_run=dry_run)
+    _check_processes(ledger, several=several, low_memory=low_memory)
     if report is not None:
         _check_report(report, output, dry_run=dry_run)
-    sweeps = named_once("--sweep", map(_sweep, sweep or []))
     if exact and batch_size not in (None, 1):
         raise InvalidRequest("--exact and --batch-size contradict each other; give one of them.")
-    several = ray is not None or workers is not None
-    if ledger and several:
-        raise InvalidRequest("--ledger names the ledger of one process; with --ray or --workers each has its own.")
-    if low_memory and several:
-        raise InvalidRequest(
-            "--low-memory is for one process, which knows all its texts before it draws; a worker is given unit after "
-            "unit. Leave out --ray and --workers; --shard I/N starts as many processes as you like."
-        )
+    sweeps = named_once("--sweep", map(_sweep, sweep or []))
     own = ledger or (part.ledger if part else LEDGER)
     how: dict[str, Any] = {"names": names or USUAL, "batch_size": 1 if exact else batch_size}
     NameTemplate(how["names"], choice.kind.request.settings())  # what it refuses is told before a network is loaded
@@ -111,10 +102,8 @@ def batch(
         logger.warning("--quality has no effect, for every image is a PNG; name them .jpg or .webp.")
     pipe: Any = None if several and not dry_run else choice.pipeline()
     if dry_run:
-        idle = {"--shard": shard, "--ray": ray, "--workers": workers, "--ledger": ledger, "--verify": verify,
-                "--retry-failed": retry_failed}  # fmt: skip
-        if unused := [option for option, value in idle.items() if value]:
-            logger.warning("--dry-run tells of the whole job; without effect: %s.", ", ".join(unused))
+        _remark_idle({"--shard": shard, "--ray": ray, "--workers": workers, "--ledger": ledger, "--verify": verify,
+                      "--retry-failed": retry_failed, "--low-memory": low_memory})  # fmt: skip
         plan = make_plan(pipe, entries, **how)
         target.check(plan)
         print("\n".join(costs(pipe, plan, gpus, tflops, low_memory=low_memory)))
@@ -163,6 +152,28 @@ def _check_report(path: Path, output: str, *, dry_run: bool) -> None:
         why = "--dry-run draws nothing" if dry_run else "a report is written about a folder on this machine"
         raise InvalidRequest(f"--report has no effect here: {why}. Leave it out.")
     check_file(path)
+
+
+def _check_costs(gpus: int | None, tflops: float | None, *, dry_run: bool) -> None:
+    if (gpus or tflops) and not dry_run:
+        raise InvalidRequest("--gpus and --tflops go with --dry-run.")
+    if tflops is not None and not 0 < tflops < 1e6:
+        raise InvalidRequest(f"--tflops is above 0, such as 150, not {tflops}.")
+
+
+def _check_processes(ledger: str | None, *, several: bool, low_memory: bool) -> None:
+    if ledger and several:
+        raise InvalidRequest("--ledger names the ledger of one process; with --ray or --workers each has its own.")
+    if low_memory and several:
+        raise InvalidRequest(
+            "--low-memory is for one process, which knows all its texts before it draws; a worker is given unit after "
+            "unit. Leave out --ray and --workers; --shard I/N starts as many processes as you like."
+        )
+
+
+def _remark_idle(options: dict[str, Any]) -> None:
+    if unused := [name for name, value in options.items() if value]:
+        logger.warning("--dry-run tells of the whole job; without effect: %s.", ", ".join(unused))
 
 
 def _are_png(names: str, entries: Sequence[Entry]) -> bool:

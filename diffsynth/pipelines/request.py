@@ -27,6 +27,7 @@ ALIASES = {
     "strength": "denoising_strength",
     "image": "input_image",
     "generator": "seed",
+    "steps": "num_inference_steps",  # as on the command line
     "ip_adapter_image": "ipadapter_images",
     "controlnet_image": "controlnet_images",
 }

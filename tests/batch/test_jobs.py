@@ -33,12 +33,12 @@ def test_one_job_in_three_spellings_is_the_same(tmp_path: Path) -> None:
         tmp_path / "job.jsonl",
         {"prompt": "一只熊猫", "num_inference_steps": 2, "guidance_scale": 3},
         "",
-        {"prompt": "a fox, or two", "num_inference_steps": 2, "cfg_scale": 3.0},
+        {"prompt": "a fox, or two", "steps": 2, "cfg_scale": 3.0},
     )
     table = tmp_path / "job.csv"
     table.write_text('﻿prompt,num_inference_steps,guidance_scale,seed\n一只熊猫,2,3,\n"a fox, or two",2,3.0,\n', "utf-8")
     plain = tmp_path / "job.txt"
-    plain.write_text("一只熊猫\n\na fox, or two\r\n", "utf-8")
+    plain.write_text("一只熊猫\r\ra fox, or two\r\n", "utf-8", newline="")
 
     first, second = entries(lines), entries(table)
     third = entries(plain, defaults={"num_inference_steps": 2, "cfg_scale": 3})
@@ -243,6 +243,8 @@ def test_requests_and_mappings_are_jobs_too() -> None:
     assert first.shared == second.shared
     with pytest.raises(InvalidRequest, match="request 1 is neither a request nor a mapping"):
         entries(["a"])
+    with pytest.raises(InvalidRequest, match="a job is a file, or a list of requests, not None"):
+        entries(None)
 
 
 def test_settings_are_refused_for_every_reason_at_once() -> None:
@@ -330,6 +332,27 @@ def test_what_is_wrong_with_settings_of_all_rows_is_said_once(tmp_path: Path) ->
     ):
         with pytest.raises(InvalidRequest, match=f"1 problem:\n  settings of all rows: {message}"):
             entries(job, **given)
+
+
+def test_problems_are_told_in_the_order_of_lines_whatever_finds_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", **({"cfg_scale": -1} if number % 2 else {"file": "x"})} for number in range(12)]
+
+    with pytest.raises(InvalidRequest) as caught:
+        entries(write(tmp_path / "job.jsonl", *rows))
+
+    told = [line.partition(":")[0].split()[-1] for line in str(caught.value).splitlines()[1:]]
+    assert told == [str(number) for number in range(1, 13)]
+
+
+def test_what_a_row_says_of_a_setting_that_is_swept_over_for_all_is_told_to_be_idle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = write(tmp_path / "job.jsonl", {"prompt": "a", "guidance_scale": 3}, {"prompt": "b"})
+
+    found = entries(job, sweeps={"cfg_scale": "1,2"})
+
+    assert len(found) == 4
+    assert caplog.messages == ["cfg_scale is swept over for all rows; what 1 of them say of it has no effect"]
 
 
 def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
