@@ -18,6 +18,7 @@ DiffSynthError
 ├── InvalidRequest           a setting that is unknown, out of range or contradicts another; also a ValueError
 ├── NonFiniteResult          NaN or infinity in latents or pixels
 ├── Paused                   a batch cannot write any more; what is finished is kept, and it can go on later
+│   └── DeviceLost               this process cannot use its accelerator any more; another process may
 └── Cancelled                the caller asked to stop
 
 A message is one paragraph: what is wrong, with names and numbers, then what to do.
@@ -238,6 +239,10 @@ class NonFiniteResult(DiffSynthError, ArithmeticError):
 
 class Paused(DiffSynthError):
     """A batch stopped because the disk is full or broken, or nothing succeeds; it goes on when it is run again."""
+
+
+class DeviceLost(Paused):
+    """An accelerator failed in such a way that this process cannot use it any more; no image is to blame."""
 
 
 class Cancelled(DiffSynthError):

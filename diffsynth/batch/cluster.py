@@ -24,6 +24,7 @@ CONTROL = "control"  # calls that are answered while a unit is drawn
 ANSWER_SECONDS = 1.0  # a worker that still starts does not answer
 REACH_SECONDS = 10.0
 LEAVING_SECONDS = 10.0  # of a worker that was asked to stop
+NOISE = ("The actor died unexpectedly", "\tclass_name:", "\tactor_id:", "\tname:", "\tnamespace:")  # of Ray's errors
 SAME = "Every machine needs the same diffsynth, torch, Ray and Python."
 STORE_BYTES = 100 * 1024**2  # of Ray's object store, in which only plans and records lie
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_COLOR_PREFIX": "0"}
@@ -252,5 +253,5 @@ def _last_line(error: BaseException) -> str:
 
 
 def _in_one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(NOISE)]
     return printable("; ".join(lines).rstrip(".") or type(error).__name__, 600)

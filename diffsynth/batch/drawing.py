@@ -15,7 +15,7 @@ from diffsynth.batch.plan import Group, Item, Unit
 from diffsynth.batch.progress import OnStep, Progress, nobody
 from diffsynth.batch.text_store import TextStore
 from diffsynth.core.placement import free_memory
-from diffsynth.errors import Cancelled, CheckpointError, DiffSynthError, printable
+from diffsynth.errors import Cancelled, CheckpointError, DeviceLost, DiffSynthError, printable
 from diffsynth.pipelines.base import ImagePipeline
 from diffsynth.pipelines.monitor import Monitor
 from diffsynth.pipelines.texts import Texts
@@ -183,6 +183,20 @@ class Drawer:
 
 
 def _reason(error: BaseException) -> str:
+    """Return why an image failed.
+
+    Raises:
+        DeviceLost: it is not the image's fault, and every further one would fail too.
+    """
+    failed = isinstance(error, torch.AcceleratorError)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return NO_MEMORY
+    if failed and "out of memory" in str(error):
+        return NO_MEMORY
+    if failed:
+        why = printable(str(error).partition("\n")[0], 300)
+        raise DeviceLost(
+            f"the accelerator failed, and this process cannot use it any more: {why}. What is finished is kept, and "
+            "the same command goes on from here; if an image does so every time, --workers will find it and go on."
+        ) from error
     return f"{type(error).__name__}: {printable(error, 1000)}"

@@ -21,7 +21,7 @@ from diffsynth.batch.run import make_output
 from diffsynth.batch.shards import cut
 from diffsynth.batch.storage import Storage
 from diffsynth.batch.worker import Manner, Record, Task
-from diffsynth.errors import Paused
+from diffsynth.errors import DeviceLost, Paused
 from diffsynth.pipelines.base import ImagePipeline
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class Driver:
         """Take note of what became of a unit, or of a worker's start."""
         try:
             record = self._cluster.answer(promise)
-        except WorkerLost as error:
+        except (WorkerLost, DeviceLost) as error:
             logger.warning("a worker was lost, and its images are given to another: %s", error)
             self._replace(worker)
             if work in self._open() or work is None or work.done:

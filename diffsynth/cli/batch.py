@@ -82,7 +82,7 @@ def batch(
     part = Shard.parse(shard) if shard else None
     several = ray is not None or workers is not None
     _check_costs(gpus, tflops, dry_run=dry_run)
-    _check_processes(ledger, several=several, low_memory=low_memory)
+    _check_processes(ledger, choice.device, several=several, low_memory=low_memory)
     if report is not None:
         _check_report(report, output, dry_run=dry_run)
     if exact and batch_size not in (None, 1):
@@ -161,13 +161,18 @@ def _check_costs(gpus: int | None, tflops: float | None, *, dry_run: bool) -> No
         raise InvalidRequest(f"--tflops is above 0, such as 150, not {tflops}.")
 
 
-def _check_processes(ledger: str | None, *, several: bool, low_memory: bool) -> None:
+def _check_processes(ledger: str | None, device: str | None, *, several: bool, low_memory: bool) -> None:
     if ledger and several:
         raise InvalidRequest("--ledger names the ledger of one process; with --ray or --workers each has its own.")
     if low_memory and several:
         raise InvalidRequest(
             "--low-memory is for one process, which knows all its texts before it draws; a worker is given unit after "
             "unit. Leave out --ray and --workers; --shard I/N starts as many processes as you like."
+        )
+    if several and ":" in (device or ""):
+        raise InvalidRequest(
+            f"--device {printable(device)} is one device, and with --ray or --workers each worker has one of its own: "
+            "leave the number out."
         )
 
 

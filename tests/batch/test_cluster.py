@@ -46,12 +46,12 @@ def test_what_a_worker_raises_is_raised_as_it_is() -> None:
 
 def test_a_worker_that_died_is_told_of_in_one_line() -> None:
     died = exceptions.ActorDiedError()
-    died.error_msg = "The actor died unexpectedly.\n\tpid: 12\n\tip: 10.0.0.7\nThe node is low on memory.\n"
+    died.error_msg = "The actor died unexpectedly.\n\tactor_id: 1\n\tpid: 12\n\tip: 10.0.0.7\nIt lacked memory.\n"
 
     with pytest.raises(WorkerLost) as caught:
         answer(died)
 
-    assert str(caught.value) == "The actor died unexpectedly.; pid: 12; ip: 10.0.0.7; The node is low on memory"
+    assert str(caught.value) == "pid: 12; ip: 10.0.0.7; It lacked memory"
 
 
 def test_a_worker_that_cannot_start_ends_the_run_with_its_reason() -> None:

@@ -163,12 +163,14 @@ def test_the_command_draws_with_workers_and_shards_what_it_draws_alone(
     for part in ("0/2", "1/2"):
         assert run([*command, "-o", str(out / "shards"), "--shard", part]) == 0
     assert run([*command, "-o", str(out), "--workers", "1", "--ledger", "ledger-mine.jsonl"]) == 1
+    assert run([*command, "-o", str(out), "--workers", "1", "--device", "cuda:1"]) == 1
 
     assert contents(out / "workers") == contents(out / "shards") == contents(out / "alone")
     said = capsys.readouterr()
     assert f"{out / 'workers'}: 4 drawn, 0 were there" in said.out
     assert said.out.count(f"{out / 'shards'}: 2 drawn, 0 were there") == 2
     assert "--ledger names the ledger of one process" in said.err
+    assert "--device cuda:1 is one device" in said.err
 
 
 def test_more_workers_than_there_is_room_for_are_refused(address: str, paths: list[Path], out: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diffsynth import HunyuanDiTImagePipeline
 from diffsynth.batch import Progress, make_plan, run_plan
@@ -140,6 +141,29 @@ def test_a_worker_that_dies_once_changes_nothing(
 
     assert cluster.started == 3
     assert (progress.drawn, progress.failures) == (16, {})
+    assert contents(out) == expected
+
+
+def test_a_worker_whose_accelerator_failed_is_replaced_and_no_image_is_to_blame(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_latents = pipe.draw_latents
+    failed: list[str] = []
+
+    def failing(requests: Any, *others: Any) -> Any:
+        if any(request.seed == 5 for request in requests) and not failed:
+            failed.append("once")
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+        return draw_latents(requests, *others)
+
+    monkeypatch.setattr(pipe, "draw_latents", failing)
+    cluster = Here(2)
+
+    progress = draw(lambda: pipe, out, cluster)
+
+    assert cluster.started == 3
+    assert (progress.drawn, progress.failures) == (16, {})
+    assert Folder(out).history().failures == {}
     assert contents(out) == expected
 
 

@@ -16,7 +16,7 @@ import torch
 from diffsynth.batch import Progress, run_batch
 from diffsynth.batch.ledger import Ledger
 from diffsynth.batch.runner import HOPELESS
-from diffsynth.errors import CorruptCheckpoint, DiffSynthError, InvalidRequest, NonFiniteResult, Paused
+from diffsynth.errors import CorruptCheckpoint, DeviceLost, DiffSynthError, InvalidRequest, NonFiniteResult, Paused
 from diffsynth.pipelines.request import ImageRequest
 
 from .fake import FakePipeline
@@ -137,13 +137,18 @@ def test_when_image_after_image_fails_the_run_gives_up(tmp_path: Path) -> None:
         run_batch(FakePipeline(on_draw=refusing("bad")), job, tmp_path, batch_size=2)
 
 
-def test_without_memory_for_a_batch_it_is_drawn_in_halves(tmp_path: Path, whole: dict[str, bytes]) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), torch.AcceleratorError("CUDA error: out of memory")]
+)
+def test_without_memory_for_a_batch_it_is_drawn_in_halves(
+    tmp_path: Path, whole: dict[str, bytes], error: RuntimeError
+) -> None:
     rows: list[int] = []
 
     def small(requests: Sequence[ImageRequest]) -> None:
         rows.append(len(requests))
         if len(requests) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
 
     progress = run_batch(FakePipeline(on_draw=small), JOB, tmp_path, batch_size=4)
 
@@ -163,6 +168,20 @@ def test_one_image_without_memory_is_a_failure(tmp_path: Path) -> None:
     progress = run_batch(FakePipeline(on_draw=none), JOB[:2], tmp_path, batch_size=2)
 
     assert list(progress.failures.values()) == ["out of memory", "out of memory"]
+
+
+def test_an_accelerator_that_fails_ends_the_run_and_blames_no_image(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    def failing(requests: Sequence[ImageRequest]) -> None:
+        if requests[0].prompt == "prompt 4":
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nmore lines")
+
+    with pytest.raises(DeviceLost, match=r"cannot use it any more: CUDA error: unspecified launch failure\. What"):
+        run_batch(FakePipeline(on_draw=failing), JOB, tmp_path, batch_size=2)
+    progress = run_batch(FakePipeline(), JOB, tmp_path, batch_size=2)
+
+    assert (progress.finished, progress.drawn, progress.failures) == (4, 3, {})
+    assert [line for line in lines(tmp_path) if "failed" in line] == []
+    assert contents(tmp_path) == whole
 
 
 def test_weights_that_were_changed_end_the_run(tmp_path: Path) -> None:
