@@ -82,6 +82,7 @@ class Expansion:
         self._shared: dict[tuple[Any, ...], Shared] = {}
         self._usual: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         self._idle: Counter[str] = Counter()
+        self._strangers: dict[str, str] = {}
         self._words = Wildcards(self.job.folder)
 
     def entries(self) -> list[Entry]:
@@ -117,10 +118,7 @@ class Expansion:
 
     def _of_row(self, row: Row) -> Iterator[tuple[int, str, Any, Any, Shared, str | None]]:
         own = _named(row.settings)
-        swept = _swept(own.pop("sweep", None))
-        _check_apart(own, swept)
-        self._idle.update(own.keys() & self._usual[1].keys())
-        axes = self._axes({**self._usual[1], **swept})
+        axes = self._axes_of(row, own, own.pop("sweep", None))
         given = {**self._usual[0], **own}
         names = list(axes)
         if math.prod(len(values) for values in axes.values()) > MOST_IMAGES:
@@ -133,6 +131,19 @@ class Expansion:
             for number in range(count):
                 seed = first + number if type(first) is int else first  # a wrong one is refused later
                 yield self._filled(row, settings, seed, name)
+
+    def _axes_of(self, row: Row, own: Mapping[str, Any], sweep: Any) -> dict[str, list[Any]]:
+        """Return what is swept over for a row; if that is wrong, what lets the rest of the row be checked."""
+        usual = self._usual[1]
+        if usual:
+            self._idle.update(own.keys() & usual.keys())
+        try:
+            swept = _swept(sweep)
+            _check_apart(own, swept)
+            return self._axes({**usual, **swept})
+        except _RowProblem as problem:
+            self.problems.add(row.where, str(problem))
+            return {} if "prompt" in own else {"prompt": [""]}
 
     def _axes(self, swept: Mapping[str, Any]) -> dict[str, list[Any]]:
         try:
@@ -158,14 +169,24 @@ class Expansion:
                 elif name in self._kinds:
                     settings[name] = of_job(value, self._kinds[name], self.job, note)
                 else:
-                    resolve_names({name: value}, tuple(self._kinds), (*OWN, "sweep"))
+                    note(self._unknown(name))
             except InvalidRequest as error:
                 note(str(error))
             except RecursionError as error:
                 raise _RowProblem(f"{printable(name)} has lists in lists, too deep for any setting.") from error
         if not isinstance(settings.get("prompt"), str):
-            raise _RowProblem("has no prompt." if "prompt" not in settings else "prompt must be text.")
+            note("has no prompt." if "prompt" not in settings else "prompt must be text.")
+            settings["prompt"] = ""
         return settings
+
+    def _unknown(self, name: str) -> str:
+        """Return what is said of a setting that nobody knows; what is near it is looked for once, not in every row."""
+        if name not in self._strangers:
+            try:
+                resolve_names({name: None}, tuple(self._kinds), (*OWN, "sweep"))
+            except InvalidRequest as error:
+                self._strangers[name] = str(error)
+        return self._strangers[name]
 
     def _own(self, name: str, value: Any) -> Any:
         if name == "num_images_per_prompt":
@@ -191,7 +212,7 @@ class Expansion:
                     try:
                         filled[each] = self._words.fill(text, row.number, seed)
                     except InvalidRequest as error:
-                        raise _RowProblem(str(error)) from error
+                        self.problems.add(row.where, str(error))
         prompt = filled.pop("prompt")
         shared: Shared = tuple(sorted(filled.items()))
         try:

@@ -14,7 +14,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -26,7 +27,7 @@ Rows: TypeAlias = Iterable[ImageRequest | Mapping[str, Any]]
 
 SUFFIXES = (".jsonl", ".csv", ".txt")
 MOST_PROBLEMS = 200
-NUMBERED = re.compile(r"(?:, line|^request) (\d+): ")
+NUMBERED = re.compile(r"(?:, line|^request) (\d+)$")
 
 
 class Row(NamedTuple):
@@ -62,27 +63,36 @@ class Problems:
     """Collects all that is wrong, to report it together."""
 
     def __init__(self) -> None:
-        self._found: dict[str, None] = {}
+        self._found: dict[tuple[str, str], None] = {}
 
     def add(self, where: str, problem: str) -> None:
         """Take note of a problem; one that is known already is told once."""
-        self._found.setdefault(f"{where}: {problem}")
+        self._found.setdefault((where, problem))
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def refuse(self, what: str) -> None:
-        """Raise InvalidRequest with all problems, if there are any."""
+        """Raise InvalidRequest with all problems, if there are any, in the order of lines."""
         if self._found:
-            lines = sorted(self._found, key=_line_number)
+            found = sorted(self._found, key=lambda each: _line_number(each[0]))
+            lines = [": ".join(each) for each in found] if len(found) <= MOST_PROBLEMS else _first_of_each(found)
             more = [f"… and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
             shown = "".join(f"\n  {line}" for line in (*lines[:MOST_PROBLEMS], *more))
-            raise InvalidRequest(f"{what}, {len(lines)} {'problem' if len(lines) == 1 else 'problems'}:{shown}")
+            raise InvalidRequest(f"{what}, {len(found)} {'problem' if len(found) == 1 else 'problems'}:{shown}")
 
 
-def _line_number(problem: str) -> int:
-    found = NUMBERED.search(problem)
+def _line_number(where: str) -> int:
+    found = NUMBERED.search(where)
     return int(found[1]) if found else 0
+
+
+def _first_of_each(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for each problem, though many rows have it."""
+    counts = Counter(problem for _, problem in found)
+    first = {problem: where for where, problem in reversed(found)}
+    lines = ((first[problem], problem, count - 1) for problem, count in counts.items())
+    return [f"{where}: {problem}" + (f" So in {more:,} rows more." if more else "") for where, problem, more in lines]
 
 
 def read_job(source: str | Path | Rows) -> Job:

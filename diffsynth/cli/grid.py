@@ -16,6 +16,7 @@ from diffsynth.errors import InvalidRequest, printable
 
 if TYPE_CHECKING:
     from diffsynth.batch.grid import Plot
+    from diffsynth.batch.records import Folder
 
 NAMES = "{seed}-{key:.16}.png"  # of what is drawn for a plot
 
@@ -62,6 +63,7 @@ def grid(
     if not alone and (folders := [path for path in images if path.is_dir()]):
         raise InvalidRequest(f"{printable(folders[0], 300)} is a folder; name one folder alone, or files.")
     folder = Folder.read(images[0]) if alone else Folder.of_files(images)
+    _check_other(output, folder)
     if x is None:
         sheet = contact_sheet(
             folder, columns=columns or 6, cell=cell, captions=caption, where=chosen, font=font
@@ -148,6 +150,13 @@ def _check_output(path: Path) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InvalidRequest(f"--output {printable(path, 300)} must end in .png, .jpg or .webp.")
     check_file(path)
+
+
+def _check_other(path: Path, folder: Folder) -> None:
+    """Refuse to write a sheet over one of its images."""
+    names = (name for record in folder.drawn if record.request for name in (record.name, *record.names))
+    if path.absolute() in {(folder.path / name).absolute() for name in names}:
+        raise InvalidRequest(f"--output {printable(path, 300)} is one of the images; choose another name.")
 
 
 def _write(page: Any, path: Path) -> None:

@@ -115,10 +115,10 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) 
         tmp_path / "job.jsonl",
         {"prompt": "fine"},
         {"prompt": "a", "hieght": 64, "cfg_scale": -1, "num_inference_steps": 2.5},
-        {"seed": 3},
+        {"seed": 3, "num_inference_steps": 0},
         {"prompt": "a", "strength": 0.5, "masks": ["absent.png"]},
         {"prompt": "a", "seed": -1, "size": "wide"},
-        {"prompt": "a", "sweep": {"cfg_scale": []}},
+        {"sweep": {"cfg_scale": []}, "hires_steps": 0},
         {"prompt": "a", "cfg_scale": 1, "guidance_scale": 2},
         {"prompt": "a", "num_images_per_prompt": 0, "file": 3},
     )
@@ -133,12 +133,14 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) 
         ("line 2", "cfg_scale must be a number from 0 to 100"),
         ("line 2", "num_inference_steps must be a whole number"),
         ("line 3", "has no prompt"),
+        ("line 3", "num_inference_steps must be a whole number from 1"),
         ("line 4", "absent.png"),
         ("line 4", "denoising_strength 0.5 needs an input_image"),
         ("line 4", "0 local_prompts need as many masks; 1 were given"),
         ("line 5", "size must be WIDTHxHEIGHT"),
         ("line 5", "seed must be a whole number from 0"),
         ("line 6", "sweep over cfg_scale: give a list of values"),
+        ("line 6", "hires_steps must be a whole number from 1"),
         ("line 7", "cfg_scale is given twice"),
         ("line 8", "num_images_per_prompt must be a whole number from 1"),
         ("line 8", "file must be text"),
@@ -342,6 +344,19 @@ def test_problems_are_told_in_the_order_of_lines_whatever_finds_them(tmp_path: P
 
     told = [line.partition(":")[0].split()[-1] for line in str(caught.value).splitlines()[1:]]
     assert told == [str(number) for number in range(1, 13)]
+
+
+def test_a_problem_of_very_many_rows_does_not_hide_the_others(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "hieght": 64, "file": f"{number}.png"} for number in range(300)]
+
+    with pytest.raises(InvalidRequest) as caught:
+        entries(write(tmp_path / "job.jsonl", *rows, {"prompt": "a", "seed": -1}))
+
+    first, typo, seed = str(caught.value).splitlines()
+    assert first == "the job cannot be drawn, 301 problems:"
+    assert typo.startswith("  job.jsonl, line 1: there is no setting called 'hieght'")
+    assert typo.endswith(" So in 299 rows more.")
+    assert seed.startswith("  job.jsonl, line 301: seed must be")
 
 
 def test_what_a_row_says_of_a_setting_that_is_swept_over_for_all_is_told_to_be_idle(

@@ -63,6 +63,17 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_drawn(
     assert message in capsys.readouterr().err
 
 
+def test_a_sheet_is_not_written_over_one_of_its_images(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = next(drawn.glob("*.png"))
+    before = image.read_bytes()
+
+    for images in ([drawn], [image]):
+        assert run(["grid", *map(str, images), "-o", str(image)]) == 1
+        assert "is one of the images; choose another name" in capsys.readouterr().err
+
+    assert image.read_bytes() == before
+
+
 def test_files_become_a_contact_sheet_and_a_folder_a_page(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
