@@ -6,10 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffsynth.nn.in_place import add, silu
 
-def silu(fresh: Tensor) -> Tensor:
-    """SiLU of a tensor nobody else needs: overwritten when no gradient is recorded, which saves a copy."""
-    return F.silu(fresh, inplace=not torch.is_grad_enabled())
+# What a row of a 3x3 kernel sees of an image whose pixels are repeated: for an even and an odd place, the row's
+# weight on each of the two source pixels in reach. Two of three fall on the same one.
+HALVES = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def channels_together(images: Tensor) -> Tensor:
+    """Return images as convolutions want them in memory: on a CPU, all channels of a pixel beside one another.
+
+    Norms and convolutions keep what they are given. Where a gradient is recorded, nothing is changed.
+    """
+    wanted = images.device.type == "cpu" and not torch.is_grad_enabled()
+    return images.contiguous(memory_format=torch.channels_last) if wanted else images
 
 
 class ResnetBlock(nn.Module):
@@ -45,9 +55,9 @@ class ResnetBlock(nn.Module):
             raise ValueError("time_embedding must be given to a block made with a time_size, and to no other")
         hidden: Tensor = self.conv1(silu(self.norm1(images)))
         if self.time_emb_proj is not None and time_embedding is not None:
-            hidden = hidden + self.time_emb_proj(F.silu(time_embedding))[:, :, None, None]
+            hidden = add(hidden, self.time_emb_proj(F.silu(time_embedding))[:, :, None, None])
         hidden = self.conv2(silu(self.norm2(hidden)))
-        return hidden + (images if self.conv_shortcut is None else self.conv_shortcut(images))
+        return add(hidden, images if self.conv_shortcut is None else self.conv_shortcut(images))
 
 
 class Downsample(nn.Module):
@@ -82,6 +92,39 @@ class Upsample(nn.Module):
 
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, C, 2H, 2W), or to the (height, width) given as ``size``."""
+        if size is None and not torch.is_grad_enabled():
+            return double_and_smooth(images, self.conv.weight, self.conv.bias)
         target = size or (2 * images.shape[-2], 2 * images.shape[-1])
         doubled: Tensor = self.conv(F.interpolate(images, size=target, mode="nearest"))
         return doubled
+
+
+def double_and_smooth(images: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Repeat every pixel twice along both sides, then convolve, without the repeated pixels ever being there.
+
+    The places (even or odd row, even or odd column) are convolutions of the source with 2x2 kernels, whose weights are
+    sums of the 3x3 ones: 16 products in place of 36, and less memory. Rounding differs from doing one after the other.
+
+    Args:
+        images: (B, C, H, W).
+        kernel: (O, C, 3, 3).
+        bias: (O,).
+
+    Returns:
+        (B, O, 2H, 2W), in the memory layout of ``images``.
+    """
+    height, width = images.shape[-2:]
+    layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    halves = torch.tensor(HALVES, dtype=kernel.dtype, device=kernel.device)
+    sums = kernel.flatten(2) @ torch.kron(halves, halves).T
+    parts = torch.unflatten(sums, 2, (2, 2, 2, 2))  # (O, C, row, its taps, column, its taps)
+    doubled = torch.empty(
+        (len(images), len(kernel), 2 * height, 2 * width),
+        dtype=images.dtype, device=images.device, memory_format=layout,
+    )  # fmt: skip
+    for row in (0, 1):
+        for column in (0, 1):
+            part = parts[:, :, row, :, column].contiguous(memory_format=layout)
+            found = F.conv2d(images, part, bias, padding=1)  # (B, O, H + 1, W + 1)
+            doubled[..., row::2, column::2] = found[..., row : row + height, column : column + width]
+    return doubled

@@ -180,6 +180,7 @@ class ImageCodec:
 
         return finite(compute, (self.vae,), REMEDY)
 
+    @torch.no_grad()
     def decode(self, latents: Tensor, *, tiles: Tiles | None) -> list[Image.Image]:
         """Return the images of scaled latents.
 

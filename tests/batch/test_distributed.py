@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from tests.batch.test_run import contents
 from tests.batch.toy_workers import entries
 from tests.pipelines.toy import write_toy
 
-os.environ.update(clusters.LOOPBACK)  # before Ray is imported
+os.environ.update({**clusters.LOOPBACK, "RAY_AUTH_MODE": "token"})  # before Ray is imported, and before processes start
 pytest.importorskip("ray", reason="several workers need the distributed extra")
 
 IMAGES = int(os.environ.get("DIFFSYNTH_SOAK_IMAGES", "40"))  # a fifth of them are asked for twice
 DISTINCT = round(IMAGES * 0.8)
 SECONDS = 120.0  # that anything may take
+FORKS = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A Ray that nobody else can reach, for all tests of this file."""
+    FORKS.set_forkserver_preload(["tests.batch.toy_workers"])  # which takes seconds, meanwhile
+    forkserver.ensure_running()
     with clusters.cluster(workers=4):
         import ray
 
@@ -85,20 +89,26 @@ def lines(out: Path) -> list[int]:
 
 
 def another_driver(
-    address: str, out: Path, paths: list[Path], here: Path | str = "", there: Path | str = ""
-) -> subprocess.Popen[bytes]:
+    address: str, out: Path, paths: list[Path], meet: tuple[Path, Path] | None = None
+) -> ForkServerProcess:
     """Start a driver in a process of its own, with one worker, which is slow, or meets another."""
-    arguments = [address, out, IMAGES, here, there, *paths]
-    command = [sys.executable, "-m", "tests.batch.toy_workers", *map(str, arguments)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    process = FORKS.Process(target=toy_workers.be_driver, args=(address, out, IMAGES, paths, meet))
+    process.start()
+    return process
 
 
-def wait_for_lines(out: Path, count: int, *processes: subprocess.Popen[bytes]) -> None:
+def ended(process: ForkServerProcess) -> int | None:
+    """Wait for the end of a process and return its exit code."""
+    process.join(SECONDS)
+    return process.exitcode
+
+
+def wait_for_lines(out: Path, count: int, *processes: ForkServerProcess) -> None:
     """Wait until as many ledgers as there are processes have so many lines each."""
     end = time.monotonic() + SECONDS
     while [found >= count for found in lines(out)] != [True] * len(processes):
         assert time.monotonic() < end
-        assert all(process.poll() is None for process in processes)
+        assert all(process.is_alive() for process in processes)
         time.sleep(0.02)
 
 
@@ -119,12 +129,12 @@ def test_a_driver_is_interrupted_another_is_killed_and_a_third_ends_the_job(
     try:
         wait_for_lines(out, 3, *processes)
         for process, number in zip(processes, (signal.SIGINT, signal.SIGKILL), strict=True):
-            process.send_signal(number)
-        assert [process.wait(SECONDS) for process in processes] == [-signal.SIGINT, -signal.SIGKILL]
+            assert process.pid is not None
+            os.kill(process.pid, number)
+        assert [ended(process) for process in processes] == [1, -signal.SIGKILL]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
 
     progress = draw(partial(toy_workers.load, paths), out)
 
@@ -137,14 +147,13 @@ def test_two_drivers_at_one_time_make_each_image_once(
     address: str, paths: list[Path], expected: dict[str, bytes], out: Path, tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    process = another_driver(address, out, paths, there, here)
+    process = another_driver(address, out, paths, (there, here))
     try:
         wait_for_lines(out, 2, process)
         progress = draw(partial(toy_workers.load_meeting, paths, here, there), out)
-        assert process.wait(SECONDS) == 0
+        assert ended(process) == 0
     finally:
         process.kill()
-        process.wait()
 
     assert progress.images
     check(out, expected)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,14 +98,8 @@ def _before(pipe: ImagePipeline[Any], name: str, action: Callable[..., object]) 
     setattr(pipe, name, with_action)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Be a driver: address, output folder, number of images, two files to meet at, or none, weight files."""
+def be_driver(address: str, out: Path, images: int, paths: list[Path], meet: tuple[Path, Path] | None) -> None:
+    """Draw the job with one worker, which is slow, or meets another at two files."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's processes ignore it
-    address, out, images, here, there, *names = arguments
-    paths = [Path(name) for name in names]
-    make = partial(load_meeting, paths, Path(here), Path(there)) if here else partial(load_slow, paths, 0.15)
-    run_distributed(make, entries(int(images)), out, address=address, workers=1, batch_size=4)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    make = partial(load_meeting, paths, *meet) if meet else partial(load_slow, paths, 0.15)
+    run_distributed(make, entries(images), out, address=address, workers=1, batch_size=4)

@@ -82,6 +82,28 @@ def test_equals_diffusers(config: AutoencoderKLConfig, grad: bool, dtype: torch.
     assert decoded.shape == pixels.shape
 
 
+def test_attention_in_parts_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries that are taken a few at a time, the last part smaller, give what all of them give."""
+    model = build(AutoencoderKLConfig.tiny())
+    latents = torch.randn(2, 4, 3, 5)
+    whole = model.decode(latents)
+
+    monkeypatch.setattr("diffsynth.models.autoencoder_kl.model.LOGITS_AT_ONCE", 2 * 15 * 4)
+
+    assert relative(model.decode(latents), whole) < 1e-5
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "x".join(map(str, config.channels)))
+def test_without_a_gradient_it_decodes_what_it_decodes_with_one(config: AutoencoderKLConfig) -> None:
+    """The way that saves memory and time against the textbook's."""
+    model = build(config)
+    latents = torch.randn(2, config.latent_channels, 6, 3)
+    textbook = model.decode(latents)
+
+    with torch.no_grad():
+        assert relative(model.decode(latents), textbook) < 1e-5
+
+
 def test_the_released_sizes_have_the_released_tensors() -> None:
     """The default configuration is the published network: 248 tensors, 83,653,863 values."""
     with torch.device("meta"):

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffsynth.models.autoencoder_kl.config import AutoencoderKLConfig
-from diffsynth.nn.resnet import Downsample, ResnetBlock, Upsample, silu
+from diffsynth.nn.in_place import silu
+from diffsynth.nn.resnet import Downsample, ResnetBlock, Upsample, channels_together
 
 NORM_EPS = 1e-6
+LOGITS_AT_ONCE = 2**28  # in the attention, where the device's attention writes them out: all of an image of 1024 x 1024
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels to moments, shapes as above."""
-        hidden: Tensor = self.conv_in(pixels)
+        hidden: Tensor = self.conv_in(channels_together(pixels))
         for block in self.down_blocks:
             hidden = block(hidden)
         hidden = self.mid_block(hidden)
@@ -125,7 +127,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, norm_out_eps: float = NORM_EPS) -> Tensor:
         """Map latents to pixels, shapes as above."""
-        hidden: Tensor = self.mid_block(self.conv_in(latents))
+        hidden: Tensor = self.mid_block(self.conv_in(channels_together(latents)))
         for block in self.up_blocks:
             hidden = block(hidden)
         norm = self.conv_norm_out
@@ -192,9 +194,16 @@ class SpatialAttention(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         tokens = self.group_norm(images).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H * W, C)
-        mixed = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        mixed = _attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         change: Tensor = self.to_out[0](mixed)
         return images + change.transpose(2, 3).reshape(images.shape)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention, each argument (B, 1, N, C), for as many queries at a time as bound the logits' memory."""
+    at_once = max(1, LOGITS_AT_ONCE // (len(keys) * keys.shape[2]))
+    parts = [F.scaled_dot_product_attention(part, keys, values) for part in torch.split(queries, at_once, dim=2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def resnets(in_channels: int, out_channels: int, layers: int, groups: int) -> nn.ModuleList:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from diffsynth.models.hunyuan_dit.condition import BlockCondition, FinalCondition
 from diffsynth.models.hunyuan_dit.config import HunyuanDiTConfig
 from diffsynth.models.hunyuan_dit.rope import Rope
+from diffsynth.nn.activation import GELUTanh
 from diffsynth.nn.attention import AttentionHook, attend, plain_attention, split_heads
+from diffsynth.nn.in_place import add
 from diffsynth.nn.norm import LayerNormFloat32
 
 EPS = 1e-6
@@ -115,7 +117,7 @@ class Block(nn.Module):
         self.norm_mlp = LayerNormFloat32(size, eps=EPS)
         self.mlp = nn.Sequential(
             nn.Linear(size, config.mlp_size),
-            nn.GELU(approximate="tanh"),
+            GELUTanh(),
             nn.Linear(config.mlp_size, size),
         )
         if takes_skip:
@@ -156,12 +158,11 @@ class Block(nn.Module):
         """
         if skip is not None:
             tokens = self.skip_linear(self.skip_norm(torch.cat((tokens, skip), dim=-1)))
-        shifted = self.norm1(tokens) + condition.shift[:, None]
-        tokens = tokens + self.self_attn(shifted, rope, perturbed=perturbed)
+        shifted = add(self.norm1(tokens), condition.shift[:, None])
+        tokens = add(self.self_attn(shifted, rope, perturbed=perturbed), tokens)
         fetched = self.cross_attn(self.norm_cross(tokens), condition.keys, condition.values, rope, attention)
-        tokens = tokens + fetched
-        mixed: Tensor = tokens + self.mlp(self.norm_mlp(tokens))
-        return mixed
+        tokens = add(fetched, tokens)
+        return add(self.mlp(self.norm_mlp(tokens)), tokens)
 
 
 class FinalLayer(nn.Module):

@@ -8,7 +8,7 @@ from diffsynth.models.unet.condition import Controls, Plan
 from diffsynth.models.unet.config import UNetConfig
 from diffsynth.models.unet.encoder import Encoder, level_sizes
 from diffsynth.nn.attention import AttentionHook, plain_attention
-from diffsynth.nn.resnet import silu
+from diffsynth.nn.in_place import silu
 from diffsynth.nn.unet_blocks import RESNET_EPS, LevelCondition, UpLevel
 
 
