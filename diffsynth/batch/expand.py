@@ -135,8 +135,9 @@ class Expansion:
     def _axes_of(self, row: Row, own: Mapping[str, Any], sweep: Any) -> dict[str, list[Any]]:
         """Return what is swept over for a row; if that is wrong, what lets the rest of the row be checked."""
         usual = self._usual[1]
-        if usual:
-            self._idle.update(own.keys() & usual.keys())
+        if not usual and sweep is None:
+            return {}
+        self._idle.update(own.keys() & usual.keys())
         try:
             swept = _swept(sweep)
             _check_apart(own, swept)
