@@ -84,7 +84,8 @@ def test_the_released_model_is_counted_whole(pipe: HunyuanDiTImagePipeline) -> N
     assert memory["denoising"].activations / 2 == pytest.approx(354e6 + 145e6, rel=0.02)  # a row, and what it is told
     assert estimate.features == (77 * 1024 + 256 * 2048) * 2 + 77 + 256
     assert memory["denoising"].weights == memory["texts"].weights == estimate.weights
-    spared = Estimate(whole, plan, low_memory=True).memory
+    estimate.low_memory = True
+    spared = estimate.memory
     assert spared["texts"] == memory["texts"]
     assert spared["decoding"].total == memory["decoding"].total - estimate.text_weights
 
@@ -255,7 +256,8 @@ def test_a_dry_run_says_images_texts_operations_memory_and_time(pipe: HunyuanDiT
         assert line in told
     left = estimate.weights - estimate.text_weights
     assert f"            denoising  {size(left + memory['denoising'].activations)}: weights {size(left)}, " in spared
-    most = max(stage.total for stage in Estimate(pipe, plan, low_memory=True).memory.values())
+    estimate.low_memory = True
+    most = max(stage.total for stage in estimate.memory.values())
     assert f"at most    {size(most)} with --low-memory" in spared
 
 
