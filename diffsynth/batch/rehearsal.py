@@ -3,7 +3,7 @@
 The networks are built on PyTorch's meta device, and the pipeline itself draws with them; so whatever it asks of them is
 counted: control networks, a refiner, an IP-Adapter, tiles, second stages. A multiplication with its addition is two
 operations. Bytes are those of live tensors; what a kernel or an allocator needs besides is not seen, up to a tenth more
-for small networks on a CPU. Attention counts as one kernel, which writes no scores. LoRAs that are attached are left out.
+for small networks on a CPU. Attention counts as one kernel, which writes no scores. Attached LoRAs are left out.
 """
 
 from __future__ import annotations
