@@ -2,8 +2,8 @@
 
 The networks are built on PyTorch's meta device, and the pipeline itself draws with them; so whatever it asks of them is
 counted: control networks, a refiner, an IP-Adapter, tiles, second stages. A multiplication with its addition is two
-operations. Bytes are those of live tensors; what a kernel or an allocator needs besides is not seen. Attention counts
-as one kernel, which writes no scores. LoRAs that are attached are left out.
+operations. Bytes are those of live tensors; what a kernel or an allocator needs besides is not seen, up to a tenth more
+for small networks on a CPU. Attention counts as one kernel, which writes no scores. Attached LoRAs are left out.
 """
 
 from __future__ import annotations
@@ -52,14 +52,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations on tensors without values, and watches what they take.
 
     Where values are looked at, all is finite and true, and what is brought to the CPU is zero.
-
-    Args:
-        on_cpu: whether convolutions bring their input and weight into another order first, as oneDNN does.
     """
 
-    def __init__(self, *, on_cpu: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._on_cpu = on_cpu
         self.operations = 0.0
         self.nbytes = 0  # the most there were at a time
         self._now = 0
@@ -86,8 +82,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for place, storage in self._storages(result).items():
             if place not in before and place not in self._sizes:
                 self._made(place, storage)
-        copied = args[0].nbytes + args[1].nbytes if self._on_cpu and func is aten.convolution.default else 0
-        self.nbytes = max(self.nbytes, self._now + copied)
+        self.nbytes = max(self.nbytes, self._now)
         return result
 
     def _storages(self, values: Any) -> dict[int, Any]:
@@ -170,7 +165,6 @@ class Rehearsal:
 
     def __init__(self, pipe: ImagePipeline[Any]) -> None:
         self._twin: Any = pipe.with_models([_on_meta(model) for model in pipe.models])
-        self._on_cpu = pipe.device.type == "cpu"
         self._features: Any = None  # of a text, and so like those of all
 
     @property
@@ -186,7 +180,7 @@ class Rehearsal:
     def text(self, request: ImageRequest) -> tuple[Load, int]:
         """Return what it takes to encode a text of a complete request, and the bytes of its features."""
         text = self._twin.texts_of(request)[-1]
-        with self._watched() as watch:
+        with watched() as watch:
             self._features = self._twin.encode(text)
         return watch.load, Texts({text: self._features}).nbytes
 
@@ -210,7 +204,7 @@ class Rehearsal:
             done.append(watch.operations)
             raise _Enough
 
-        with self._watched() as watch, suppress(_Enough):
+        with watched() as watch, suppress(_Enough):
             self._twin.draw_stage(requests, texts, Monitor(begin, callback=end))
         before, all_of_it = done
         return Load(before, watch.nbytes), Load(all_of_it - before, watch.nbytes)
@@ -218,7 +212,7 @@ class Rehearsal:
     def decoding(self, request: ImageRequest) -> Load:
         """Return what it takes to decode an image of the size of a complete request."""
         tiled: Any = request
-        with self._watched() as watch:
+        with watched() as watch:
             self._twin.codec.decode(self._latents([request]).to("meta"), tiles=Tiles.of(tiled))
         return watch.load
 
@@ -236,11 +230,13 @@ class Rehearsal:
         config, first = self._twin.codec.vae.config, requests[0]
         return torch.zeros(len(requests), config.latent_channels, *config.latent_size(first.height, first.width))
 
-    @contextmanager
-    def _watched(self) -> Iterator[Watch]:
-        watch = Watch(on_cpu=self._on_cpu)
-        with torch.no_grad(), watch, FusedAttention():
-            yield watch
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    """Watch what happens in a block."""
+    watch = Watch()
+    with torch.no_grad(), watch, FusedAttention():
+        yield watch
 
 
 def _on_meta(model: LoadedModel[Any]) -> LoadedModel[Any]:

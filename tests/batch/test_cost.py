@@ -72,7 +72,7 @@ def test_the_released_model_is_counted_whole(pipe: HunyuanDiTImagePipeline) -> N
 
     step = hunyuan_dit_step(whole.denoiser.config, 128, 128)
     assert estimate.denoising == pytest.approx(2 * 20 * step, rel=1e-3)
-    assert 0.84 * 10.5 < estimate.decoding / 1e12 < 1.01 * 10.5  # of the textbook's; a decoder may do with a sixth less
+    assert estimate.decoding / 1e12 == pytest.approx(0.85 * 10.5, rel=0.01)  # a sixth less than the textbook's
     assert estimate.reading / 1e12 == pytest.approx(2 * 0.65, rel=0.01)
     assert estimate.operations / 1e12 / 150 == pytest.approx(3.9, abs=0.05)  # seconds at 150 TFLOP/s
     parameters = {type(model.config).__name__: model.module.parameters() for model in whole.models}
@@ -84,7 +84,8 @@ def test_the_released_model_is_counted_whole(pipe: HunyuanDiTImagePipeline) -> N
     assert memory["denoising"].activations / 2 == pytest.approx(354e6 + 145e6, rel=0.02)  # a row, and what it is told
     assert estimate.features == (77 * 1024 + 256 * 2048) * 2 + 77 + 256
     assert memory["denoising"].weights == memory["texts"].weights == estimate.weights
-    spared = Estimate(whole, plan, low_memory=True).memory
+    estimate.low_memory = True
+    spared = estimate.memory
     assert spared["texts"] == memory["texts"]
     assert spared["decoding"].total == memory["decoding"].total - estimate.text_weights
 
@@ -182,7 +183,7 @@ def test_operations_and_memory_are_those_that_are_measured_while_it_is_drawn(
         texts = pipe.encode_texts(requests)
         latents = pipe.draw_latents(requests, texts, Monitor(iter))
         pipe.decode(requests, latents)
-    assert estimate.operations == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert estimate.operations == pytest.approx(counter.get_total_flops(), rel=1e-3)
     measured = {
         "texts": peak(lambda: pipe.encode(text)),
         "denoising": peak(lambda: pipe.draw_latents(requests, texts, Monitor(iter))),
@@ -190,7 +191,7 @@ def test_operations_and_memory_are_those_that_are_measured_while_it_is_drawn(
     }
     assert estimate.weights == sum(model.nbytes for model in pipe.models)
     for stage, nbytes in measured.items():
-        assert estimate.memory[stage].activations == pytest.approx(nbytes, rel=0.2), stage
+        assert estimate.memory[stage].activations == pytest.approx(nbytes, rel=0.1), stage
 
 
 def test_steps_are_told_apart_by_the_networks_that_they_ask(made: Callable[[str], Made]) -> None:
@@ -255,7 +256,8 @@ def test_a_dry_run_says_images_texts_operations_memory_and_time(pipe: HunyuanDiT
         assert line in told
     left = estimate.weights - estimate.text_weights
     assert f"            denoising  {size(left + memory['denoising'].activations)}: weights {size(left)}, " in spared
-    most = max(stage.total for stage in Estimate(pipe, plan, low_memory=True).memory.values())
+    estimate.low_memory = True
+    most = max(stage.total for stage in estimate.memory.values())
     assert f"at most    {size(most)} with --low-memory" in spared
 
 

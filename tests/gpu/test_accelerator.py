@@ -60,6 +60,22 @@ def test_networks_move_and_release_gives_their_memory_back(files: list[Path]) ->
     assert torch.accelerator.memory_allocated() == before
 
 
+def test_text_encoders_give_their_memory_back_before_the_rest_draws(files: list[Path]) -> None:
+    manager = ModelManager(torch_dtype=torch.float16, device=best_device(), file_path_list=files)
+    pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
+    requests = pipe.prepare([pipe.request_type(prompt="a", seed=3, height=128, width=96, num_inference_steps=2)])
+    expected = pipe.draw(requests)[0]
+    texts = pipe.encode_texts(requests).to("cpu")
+    weights = sum(manager.find(kind).nbytes for kind in ("bert_clip", "mt5"))
+    before = torch.accelerator.memory_allocated()
+
+    pipe.release_text_encoders()
+
+    assert before - torch.accelerator.memory_allocated() >= weights
+    (image,) = pipe.decode(requests, pipe.draw_latents(requests, texts))
+    assert largest_difference(image, expected) == 0
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpm++2m_sde"])
 def test_the_denoising_loop_never_waits_for_the_device(files: list[Path], scheduler: str) -> None:
     if best_device().type != "cuda":
