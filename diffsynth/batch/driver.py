@@ -112,11 +112,12 @@ class Driver:
 
     def run(self, units: Sequence[Unit], *, verify: bool, retry_failed: bool) -> Progress:
         """Draw units, the first ones first; see ``run_distributed``."""
-        if self._manner.format != "tar":
-            units = cut(units, self._cluster.workers)
         state = self._look(units, verify=verify, retry_failed=retry_failed)
         skip = state.finished | state.aside
-        self._waiting.extend(_works(units, skip, state))
+        left: Sequence[Unit] = [work.unit for work in _works(units, skip, state)]
+        if self._manner.format != "tar":
+            left = cut(left, self._cluster.workers)
+        self._waiting.extend(_works(left, skip, state))
         images = sum(len(work.items) for work in self._waiting)
         self._progress = Progress(images, len(state.finished), len(state.aside))
         self._on_progress(self._progress)

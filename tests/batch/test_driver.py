@@ -125,6 +125,22 @@ def test_workers_draw_what_one_process_draws_each_image_once(
     assert max(cluster.bytes_sent) < 250
 
 
+def test_what_is_left_of_one_unit_is_work_for_several(
+    pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    plan = make_plan(pipe, entries(20), names="{index}.png", batch_size=1)
+    run_plan(pipe, plan, out, choose=lambda units: units[:3])
+    cluster = Here(2)
+    driver = Driver(cluster, lambda: pipe, out, Manner())
+
+    progress = driver.run(plan.units, verify=False, retry_failed=False)
+    driver.stop()
+
+    assert (progress.finished, progress.drawn) == (12, 4)
+    assert len(cluster.bytes_sent) == 4
+    assert contents(out).keys() == expected.keys()
+
+
 def test_a_worker_that_dies_once_changes_nothing(
     pipe: HunyuanDiTImagePipeline, out: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
