@@ -113,6 +113,7 @@ class Driver:
     def run(self, units: Sequence[Unit], *, verify: bool, retry_failed: bool) -> Progress:
         """Draw units, the first ones first; see ``run_distributed``."""
         state = self._look(units, verify=verify, retry_failed=retry_failed)
+        state.remark()
         skip = state.finished | state.aside
         left: Sequence[Unit] = [work.unit for work in _works(units, skip, state)]
         if self._manner.format != "tar":

@@ -36,7 +36,7 @@ PATTERN = "ledger*.jsonl"
 # How ``Ledger`` begins the line of an image with one plain name; read without the rest, which is long.
 FINISHED = re.compile(
     rb'\{"key":"([0-9a-f]+)","files":\["([ !#-\[\]-~]+)"\],'
-    rb'"sha256":"([0-9a-f]+)","size":(\d+),"mtime_ns":(\d+)[,}].*\}\n'
+    rb'"sha256":"([0-9a-f]+)","size":(\d+),"mtime_ns":(\d+)(?:,"seed":\d+,"rows":(\d+))?[,}].*\}\n'
 )
 SET_ASIDE = 3  # failures of an image after which it is not tried again unasked
 
@@ -49,12 +49,14 @@ class Finished(NamedTuple):
         sha256: of the file.
         size: of the file in bytes.
         mtime_ns: when the file was last written.
+        rows: images that were drawn together with it, itself included; 1 also where that is not known.
     """
 
     files: tuple[str, ...]
     sha256: str
     size: int
     mtime_ns: int
+    rows: int = 1
 
 
 class History:
@@ -74,7 +76,7 @@ class History:
         for number, line in enumerate(file, 1):
             if found := FINISHED.fullmatch(line):
                 key, name, digest = found[1].decode(), found[2].decode(), found[3].decode()
-                self._finish(key, Finished((name,), digest, int(found[4]), int(found[5])))
+                self._finish(key, Finished((name,), digest, int(found[4]), int(found[5]), int(found[6] or 1)))
             elif line.endswith(b"\n") and not self._add(_parsed(line)):
                 _left_out(where, number)
 
@@ -84,8 +86,8 @@ class History:
             if line is None:
                 return False
             if "sha256" in line:
-                found = Finished(tuple(line["files"]), line["sha256"], line["size"], line["mtime_ns"])
-                self._finish(line["key"], found)
+                size, rows = line["size"], line.get("rows", 1)
+                self._finish(line["key"], Finished(tuple(line["files"]), line["sha256"], size, line["mtime_ns"], rows))
             elif "failed" in line:
                 self.failures.setdefault(line["key"], []).append(line["failed"])
         except (LookupError, TypeError):

@@ -121,6 +121,7 @@ def run_plan(
     with output.storage.ledger(ledger) as book:
         chosen = chosen_units(choose, plan, format)
         state = look(chosen, output.storage.history(), output, verify=verify, retry_failed=retry_failed)
+        state.remark()
         skip = state.finished | state.aside
         progress = Progress(sum(len(unit.items) for unit in chosen) - len(skip), len(state.finished), len(state.aside))
         if progress.images:

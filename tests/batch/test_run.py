@@ -73,6 +73,20 @@ def test_images_are_those_of_a_call_to_the_last_digit_and_exactly_so_one_by_one(
             assert image.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("format", ["files", "tar"])
+def test_images_of_batches_that_are_wanted_one_by_one_are_kept_and_told_of(
+    format: str, pipe: HunyuanDiTImagePipeline, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_batch(pipe, JOB, out, batch_size=4, format=format)
+    run_batch(pipe, JOB, out, batch_size=4, format=format)
+    assert "drawn together" not in caplog.text
+
+    progress = run_batch(pipe, JOB, out, exact=True, format=format)
+
+    assert progress.drawn == 0
+    assert "6 finished images were drawn together with others and are kept" in caplog.text
+
+
 def test_two_shards_and_one_process_write_the_same_bytes(pipe: HunyuanDiTImagePipeline, out: Path) -> None:
     entries = read_entries(JOB, pipe.request_type)
     plan = make_plan(pipe, entries, names="{index}.png", batch_size=2)
