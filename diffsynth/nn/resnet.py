@@ -92,7 +92,8 @@ class Upsample(nn.Module):
 
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, C, 2H, 2W), or to the (height, width) given as ``size``."""
-        if size is None and not torch.is_grad_enabled():
+        plain = torch.is_grad_enabled() or self.conv._forward_hooks  # a hook, as a LoRA's, sees what the layer sees
+        if size is None and not plain:
             return double_and_smooth(images, self.conv.weight, self.conv.bias)
         target = size or (2 * images.shape[-2], 2 * images.shape[-1])
         doubled: Tensor = self.conv(F.interpolate(images, size=target, mode="nearest"))

@@ -49,6 +49,20 @@ def test_in_half_precision_they_are_as_near_to_the_truth(dtype: torch.dtype) -> 
     assert (found - exact).abs().max() < 2 * (plain - exact).abs().max()
 
 
+def test_a_hook_on_the_convolution_is_heard() -> None:
+    """A LoRA adds what it makes of the layer's own input."""
+    upsample, images = layer(), torch.randn(1, 5, 3, 4)
+    upsample.conv.register_forward_hook(lambda _, inputs, output: output + inputs[0])
+
+    with torch.no_grad():
+        found = upsample(images)
+
+    repeated = F.interpolate(images, scale_factor=2.0, mode="nearest")
+    bias = upsample.conv.bias
+    expected = F.conv2d(repeated, upsample.conv.weight, bias, padding=1) + repeated
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_gradient_reaches_kernel_and_image() -> None:
     upsample = layer().requires_grad_(True)
     images = torch.randn(1, 5, 3, 3, requires_grad=True)
