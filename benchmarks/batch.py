@@ -3,10 +3,10 @@
     python -m benchmarks.batch [--requests 256] [--repeats 5] [--json FILE]
 
 The job: pictures of 128x128 in 20 steps by the model that comes with the package, of 64 prompts, a fifth of the
-requests asked for twice. Ours reads the job, plans, draws, and writes files with recipes and a ledger, in one process
-and in one of one thread per processor (``--shard``), with the model loaded before; theirs calls ``pipe(prompt)`` for
-each request and saves what comes. By turns, after a round that is thrown away; then batch images are compared with ours
-drawn alone, and ours with theirs.
+requests asked for twice. Ours reads the job, plans, draws, and writes files with recipes and a ledger; in one process,
+and in a process of one thread for each processor (``--shard``). Theirs calls ``pipe(prompt)`` for each request and
+saves what comes. The model is loaded before. By turns, after a round that is thrown away; then batch images are
+compared with ours drawn alone, and ours with theirs.
 """
 
 from __future__ import annotations
