@@ -3,9 +3,10 @@
     python -m benchmarks.batch [--requests 256] [--repeats 5] [--json FILE]
 
 The job: pictures of 128x128 in 20 steps by the model that comes with the package, of 64 prompts, a fifth of the
-requests asked for twice. Ours reads the job, plans, draws, and writes files with recipes and a ledger; theirs calls
-``pipe(prompt)`` for each request and saves what comes. In one process, by turns, after a round that is thrown away;
-then batch images are compared with ours drawn alone, and ours with theirs.
+requests asked for twice. Ours reads the job, plans, draws, and writes files with recipes and a ledger; in one process,
+and in a process of one thread for each processor (``--shard``). Theirs calls ``pipe(prompt)`` for each request and
+saves what comes. The model is loaded before. By turns, after a round that is thrown away; then batch images are
+compared with ours drawn alone, and ours with theirs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +34,7 @@ from PIL import Image
 
 from benchmarks.measure import Spread, describe_environment, environment, table, write_json
 from diffsynth import HunyuanDiTImagePipeline, ModelManager, download_models
-from diffsynth.batch import run_batch
+from diffsynth.batch import Shard, run_batch
 
 MODEL_ID = "HunyuanDiT-Emoji"
 THINGS = (
@@ -39,6 +44,7 @@ THINGS = (
 COLORS = ("blue", "green", "red", "yellow")
 COPIES = 5  # every fifth request was made before
 NAMES = "{index:06d}.png"
+THEIRS = "Diffusers, one by one"
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,7 @@ def load(folder: Path) -> tuple[HunyuanDiTImagePipeline, Any]:
     """Return our pipeline and that of Diffusers, with the same weights."""
     from tests.pipelines.diffusers_parts import make_pipeline
 
-    manager = ModelManager(torch_dtype=torch.float32, device="cpu")
-    manager.load_models(download_models([MODEL_ID], local_dir=folder))
-    ours = HunyuanDiTImagePipeline.from_model_manager(manager, "diffusers")
+    ours = load_ours(folder)
     theirs = make_pipeline(ours, "ddim")
     lengths, encode = (ours.denoiser.config.text_len, ours.denoiser.config.t5_len), theirs.encode_prompt
 
@@ -92,13 +96,47 @@ def load(folder: Path) -> tuple[HunyuanDiTImagePipeline, Any]:
     return ours, theirs
 
 
-def draw_ours(pipe: HunyuanDiTImagePipeline, task: Task, folder: Path) -> None:
-    """Draw the job as the command line does."""
-    job = folder.with_suffix(".jsonl")
+def load_ours(folder: Path) -> HunyuanDiTImagePipeline:
+    """Return our pipeline."""
+    manager = ModelManager(torch_dtype=torch.float32, device="cpu")
+    manager.load_models(download_models([MODEL_ID], local_dir=folder))
+    return HunyuanDiTImagePipeline.from_model_manager(manager, "diffusers")
+
+
+def draw_ours(pipe: HunyuanDiTImagePipeline, task: Task, folder: Path, **part: Any) -> None:
+    """Draw the job, or the part of it that further arguments of ``run_batch`` say, as the command line does."""
+    job = folder.parent / f"{folder.name}-{os.getpid()}.jsonl"
     job.write_text("".join(json.dumps(row) + "\n" for row in task.rows()), "utf-8")
-    progress = run_batch(pipe, job, folder, defaults=task.settings, names=NAMES)
+    progress = run_batch(pipe, job, folder, defaults=task.settings, names=NAMES, **part)
     if progress.failures:
         raise RuntimeError(f"images failed: {progress.failures}")
+
+
+@contextmanager
+def shards(count: int, folder: Path) -> Iterator[Callable[[Task, Path], None]]:
+    """Start processes of one thread that hold our pipeline; what is yielded draws a job with all of them."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(count, context, _start, (folder, context.Barrier(count))) as pool:
+
+        def draw(task: Task, place: Path) -> None:
+            promises = [pool.submit(_draw_shard, task, place, Shard(index, count)) for index in range(count)]
+            for promise in promises:
+                promise.result()
+
+        yield draw
+
+
+_parts: dict[str, Any] = {}  # of a process of its own
+
+
+def _start(folder: Path, everybody: Any) -> None:
+    torch.set_num_threads(1)
+    _parts.update(pipe=load_ours(folder), everybody=everybody)
+
+
+def _draw_shard(task: Task, place: Path, shard: Shard) -> None:
+    _parts["everybody"].wait()  # else one process might draw two shards
+    draw_ours(_parts["pipe"], task, place, choose=shard, ledger=shard.ledger)
 
 
 def draw_theirs(pipe: Any, task: Task, folder: Path) -> None:
@@ -117,27 +155,35 @@ def draw_theirs(pipe: Any, task: Task, folder: Path) -> None:
         image.save(folder / NAMES.format(index=number))
 
 
-def measure(ours: HunyuanDiTImagePipeline, theirs: Any, task: Task, repeats: int, folder: Path) -> dict[str, Any]:
-    """Return the images per second of each side, and how far their images are apart."""
-    ways: dict[str, Callable[[Path], None]] = {
-        "diffsynth batch": lambda place: draw_ours(ours, task, place),
-        "Diffusers, one by one": lambda place: draw_theirs(theirs, task, place),
+def measure(
+    ours: HunyuanDiTImagePipeline, theirs: Any, sharded: Callable[[Task, Path], None], task: Task, repeats: int,
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the images per second of each way, and how far their images are apart."""
+    ways: dict[str, Callable[[Task, Path], None]] = {
+        "diffsynth batch, one process": partial(draw_ours, ours),
+        "diffsynth batch, a shard per processor": sharded,
+        THEIRS: partial(draw_theirs, theirs),
     }
-    few = Task(min(task.requests, 8), task.side, task.steps)
-    draw_ours(ours, few, folder / "warm-up-ours")
-    draw_theirs(theirs, few, folder / "warm-up-theirs")
+    few = Task(min(task.requests, 32), task.side, task.steps)
     rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number, way in enumerate(ways.values()):
+        way(few, folder / f"{number}-warm-up")
     for repeat in range(repeats):
         for number, (name, way) in enumerate(ways.items()):
             started = time.perf_counter()
-            way(folder / f"{number}-{repeat}")
+            way(task, folder / f"{number}-{repeat}")
             rates[name].append(task.requests / (time.perf_counter() - started))
+    *mine, other = rates
     return {
         "images_per_second": {name: vars(Spread.of(values)) for name, values in rates.items()},
-        "gain": vars(Spread.of([mine / other for mine, other in zip(*rates.values(), strict=True)])),
-        "difference_to_alone": max(_difference_alone(ours, task, folder / "0-0", number) for number in (0, 5, 7)),
+        "gains": {
+            name: vars(Spread.of([one / two for one, two in zip(rates[name], rates[other], strict=True)]))
+            for name in mine
+        },
+        "difference_to_alone": max(_difference_alone(ours, task, folder / "1-0", number) for number in (0, 5, 7)),
         "difference_to_theirs": max(
-            _difference(folder / "0-0" / path.name, path) for path in (folder / "1-0").iterdir()
+            _difference(folder / "1-0" / path.name, path) for path in (folder / "2-0").iterdir()
         ),
     }
 
@@ -159,7 +205,7 @@ def render(result: dict[str, Any]) -> str:
     """Return the result as text."""
     rows = [["way", "images a second"]]
     rows += [[name, Spread(**spread).text()] for name, spread in result["images_per_second"].items()]
-    rows.append(["gain", Spread(**result["gain"]).text()])
+    rows += [[f"{name}: gain", Spread(**spread).text()] for name, spread in result["gains"].items()]
     return table(rows)
 
 
@@ -174,7 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--side", type=int, default=128, help="of the pictures (default: 128)")
     parser.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side (default: 5)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all processors)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch, and shards (default: all processors)"
+    )
     parser.add_argument("--json", type=Path, help="where to keep the result")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -182,7 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of Diffusers
         ours, theirs = load(Path(folder) / "models")
-        result = measure(ours, theirs, task, options.repeats, Path(folder))
+        with shards(options.threads, Path(folder) / "models") as sharded:
+            result = measure(ours, theirs, sharded, task, options.repeats, Path(folder))
     known = environment()
     report = {"model": MODEL_ID, **vars(task), "environment": known, **result}
     print(describe_environment(known))

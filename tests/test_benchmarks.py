@@ -103,7 +103,9 @@ def test_the_batch_benchmark_draws_the_same_images_on_both_sides(
 
     assert report["difference_to_alone"] <= 1
     assert report["difference_to_theirs"] <= 1
-    assert list(report["images_per_second"]) == ["diffsynth batch", "Diffusers, one by one"]
+    ways = ["diffsynth batch, one process", "diffsynth batch, a shard per processor"]
+    assert list(report["images_per_second"]) == [*ways, batch.THEIRS]
+    assert list(report["gains"]) == ways
     assert json.loads((tmp_path / "batch.json").read_text("utf-8")) == report
     assert "images a second" in capsys.readouterr().out
 
