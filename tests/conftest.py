@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +29,13 @@ def toy_files_v1_1(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_models(tmp_path_factory.mktemp("v1.1"), size_conditioning=True, seed=1)
 
 
+LOGGER = logging.getLogger("diffsynth")
+AS_IMPORTED = LOGGER.level, tuple(LOGGER.handlers), LOGGER.propagate
+
+
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Undo what a run of the command line inside a test does to the logger, which others listen to."""
-    logger = logging.getLogger("diffsynth")
-    level, handlers, propagate = logger.level, list(logger.handlers), logger.propagate
-    yield
-    logger.setLevel(level)
-    logger.handlers[:], logger.propagate = handlers, propagate
+def logging_as_imported() -> None:
+    """Undo what a run of the command line in a test or fixture before does to the logger, which others listen to."""
+    level, handlers, propagate = AS_IMPORTED
+    LOGGER.setLevel(level)
+    LOGGER.handlers[:], LOGGER.propagate = handlers, propagate

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from diffsynth import HunyuanDiTImagePipeline
+from diffsynth.batch.cluster import LOOPBACK
 from tests.pipelines.toy import load_toy, write_toy
+
+os.environ.update({**LOOPBACK, "RAY_AUTH_MODE": "token"})  # before Ray is imported, and before processes start
 
 
 @pytest.fixture(scope="session")

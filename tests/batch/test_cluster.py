@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from diffsynth.batch.distributed import run_distributed
 from diffsynth.errors import InvalidRequest, Paused
 from tests.batch.fake import FakePipeline
 
-os.environ.update(clusters.LOOPBACK)  # before Ray is imported
 pytest.importorskip("ray", reason="several workers need the distributed extra")
 
 from ray import exceptions

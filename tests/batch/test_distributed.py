@@ -29,7 +29,6 @@ from tests.batch.test_run import contents
 from tests.batch.toy_workers import entries
 from tests.pipelines.toy import write_toy
 
-os.environ.update({**clusters.LOOPBACK, "RAY_AUTH_MODE": "token"})  # before Ray is imported, and before processes start
 pytest.importorskip("ray", reason="several workers need the distributed extra")
 
 IMAGES = int(os.environ.get("DIFFSYNTH_SOAK_IMAGES", "40"))  # a fifth of them are asked for twice

@@ -250,6 +250,14 @@ def test_tiles_are_blended_over_half_a_stride_towards_all_sides() -> None:
     torch.testing.assert_close(found, total / weight, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_results_lie_in_memory_as_any_tensor_does() -> None:
+    model = build(AutoencoderKLConfig.tiny())
+
+    assert model.encode(torch.randn(1, 3, 32, 32)).mean.is_contiguous()
+    assert model.decode(torch.randn(1, 4, 4, 4)).is_contiguous()
+
+
 def test_a_tiled_image_that_would_lose_a_rim_is_refused() -> None:
     with pytest.raises(ValueError, match="44x32 px, but its sides must be multiples of 8"):
         encode_tiled(build(AutoencoderKLConfig.tiny()), torch.zeros(1, 3, 32, 44), 2, 1)

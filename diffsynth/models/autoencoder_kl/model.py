@@ -62,7 +62,7 @@ class AutoencoderKL(nn.Module):
         """
         self.config.latent_size(pixels.shape[-2], pixels.shape[-1])  # raises if a rim would be lost
         moments: Tensor = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))
-        mean, log_variance = moments.chunk(2, dim=1)
+        mean, log_variance = moments.contiguous().chunk(2, dim=1)
         return Posterior(mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)))
 
     def decode(self, latents: Tensor, *, norm_out_eps: float = NORM_EPS) -> Tensor:
@@ -78,7 +78,7 @@ class AutoencoderKL(nn.Module):
         """
         hidden: Tensor = self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype))
         pixels: Tensor = self.decoder(hidden, norm_out_eps)
-        return pixels
+        return pixels.contiguous()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode an image and decode the mean: (B, in_channels, H, W) in [-1, 1] to the same."""

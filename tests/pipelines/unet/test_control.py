@@ -236,7 +236,7 @@ def test_networks_are_given_back(release: Release) -> None:
         ({"guess_mode": True}, "guess_mode has no effect without controlnet_images"),
         ({"controlnet_image": HINT, "controlnet_types": "edges"}, "each of controlnet_types is one of openpose, depth"),
         ({"controlnet_image": HINT, "controlnet_types": "canny"}, "knows one type of pictures only"),
-        ({"controlnet_images": [HINT, HINT]}, "controlnet_images has 2 entries, but 1 control networks"),
+        ({"controlnet_images": [HINT, HINT]}, "controlnet_images has 2 entries, but one control network is in use"),
     ],
     ids=as_written,
 )
