@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from diffsynth.batch.plan import Unit
 from diffsynth.errors import InvalidRequest, printable
 
-PARTS = 4  # for each process, so that those that are quicker take more
+PARTS = 16  # for each process, so that all end at nearly the same time
 
 
 @dataclass(frozen=True)
