@@ -28,7 +28,7 @@ from .unet.toy import load
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 1, "seed": 7}
 
-MEASURE = """
+LOAD = """
 import gc, json, os, sys
 import torch
 from diffsynth import HunyuanDiTImagePipeline, ModelManager
@@ -42,6 +42,9 @@ found = {}
 for name in ("float32", "float64"):  # views of the mapped file, and memory of their own
     manager = ModelManager(torch_dtype=getattr(torch, name), device="cpu", file_path_list=sys.argv[1:])
     pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
+"""
+
+MEASURE = """\
     weights = manager.find("hunyuan_dit").nbytes
     sum(float(weight.sum()) for weight in pipe.denoiser.parameters())  # so that every page is there
     before = resident()
@@ -55,7 +58,7 @@ print(json.dumps(found))
 def test_the_memory_of_the_weights_is_given_back(tmp_path: Path) -> None:
     paths = write_toy(tmp_path, mlp_size=50_000)
 
-    command = [sys.executable, "-c", MEASURE, *map(str, paths)]
+    command = [sys.executable, "-c", LOAD + MEASURE, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
@@ -156,20 +159,7 @@ def test_a_pipeline_can_be_released_after_its_manager_is_gone(v1_2: list[Path]) 
     assert network() is None
 
 
-MEASURE_TEXT = """
-import gc, json, os, sys
-import torch
-from diffsynth import HunyuanDiTImagePipeline, ModelManager
-
-def resident():
-    gc.collect()
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-found = {}
-for name in ("float32", "float64"):  # views of the mapped file, and memory of their own
-    manager = ModelManager(torch_dtype=getattr(torch, name), device="cpu", file_path_list=sys.argv[1:])
-    pipe = HunyuanDiTImagePipeline.from_model_manager(manager)
+MEASURE_TEXT = """\
     requests = pipe.prepare([pipe.request_type(prompt="a", height=32, width=32, num_inference_steps=1, seed=1)])
     texts = pipe.encode_texts(requests)
     weights = sum(manager.find(kind).nbytes for kind in ("mt5", "bert_clip"))
@@ -199,7 +189,7 @@ def test_the_memory_of_the_text_encoders_is_given_back(tmp_path: Path) -> None:
     config = replace(mt5.FAMILY.tiny(), vocab_size=len(before["shared.weight"]), d_ff=6000, num_layers=24)
     torch.save(to_layout(mt5.FAMILY.build(config), mt5.FAMILY.layouts[0], config), paths[1])
 
-    command = [sys.executable, "-c", MEASURE_TEXT, *map(str, paths)]
+    command = [sys.executable, "-c", LOAD + MEASURE_TEXT, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
